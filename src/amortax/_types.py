@@ -1,0 +1,62 @@
+"""The few types that every floor speaks: a batch of units, and the terms of a log density.
+
+A log density over a batch of units keeps one number per unit apart from the number they share,
+
+    log p = shared + sum_i unit_i,
+
+until `Terms.total`, the one place where a minibatch of B out of N units is scaled up.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+PyTree = object
+
+
+class Terms(eqx.Module):
+    """Log density in nats, kept apart: `unit` one number per unit, `shared` one number for all of them."""
+
+    unit: Float[Array, "*units"]
+    shared: Float[Array, ""]
+
+    def total(self, scale: float | Float[Array, ""] = 1.0) -> Float[Array, ""]:
+        """`shared + scale * sum(unit)`; `scale` is N/B for a minibatch of B of N units, 1 for all of them."""
+        return self.shared + scale * jnp.sum(self.unit)
+
+    def __sub__(self, other: Terms) -> Terms:
+        return Terms(self.unit - other.unit, self.shared - other.shared)
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms(self.unit + other.unit, self.shared + other.shared)
+
+
+class Batch(eqx.Module):
+    """Arrays of some units (leading axis) or, inside `vmap`, of one unit (none).
+
+    `arrays` maps the model's argument names to filled values; `masks` has an entry, of the same shape,
+    for every argument that may have missing or padded places (True = a real value).
+    """
+
+    arrays: dict[str, Array]
+    masks: dict[str, Bool[Array, "..."]]
+
+
+class Fixed(eqx.Module):
+    """Arrays stored in a module that training must not touch (standardisation, whitening)."""
+
+    value: PyTree
+
+
+def trainable(tree: PyTree) -> PyTree:
+    """A filter for `eqx.partition`: True at floating arrays outside `Fixed`."""
+
+    def mark(node: PyTree) -> PyTree:
+        if isinstance(node, Fixed):
+            return jax.tree.map(lambda _: False, node)
+        return eqx.is_inexact_array(node)
+
+    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, Fixed))
