@@ -12,7 +12,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 PyTree = object
 
@@ -38,11 +38,13 @@ class Batch(eqx.Module):
     """Arrays of some units (leading axis) or, inside `vmap`, of one unit (none).
 
     `arrays` maps the model's argument names to filled values; `masks` has an entry, of the same shape,
-    for every argument that may have missing or padded places (True = a real value).
+    for every argument that may have missing or padded places (True = a real value); `lengths` has the
+    true number of elements of every ragged argument.
     """
 
     arrays: dict[str, Array]
     masks: dict[str, Bool[Array, "..."]]
+    lengths: dict[str, Int[Array, "*units"]]
 
 
 class Fixed(eqx.Module):

@@ -1,0 +1,54 @@
+"""amortax: write a NumPyro model, get an amortized posterior.
+
+    guide = amortax.amortize(model, data, plate="county")
+    posterior = amortax.fit(guide, data, key=jax.random.key(0))
+    draws = posterior.sample(new_data, num_samples=1000, key=jax.random.key(1))
+    report = posterior.check(new_data, key=jax.random.key(2))
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "amortize": "plan",
+    "fit": "fitting",
+    "load": "posterior",
+    "to_datatree": "interop",
+    "units": "data",
+    "from_table": "data",
+    "Units": "data",
+    "Run": "train.run",
+    "ELBO": "objectives.elbo",
+    "dense": "encoders.dense",
+    "deep_set": "encoders.sets",
+    "attention_set": "encoders.sets",
+    "diagonal": "families.normal",
+    "full": "families.normal",
+    "low_rank": "families.normal",
+    "newton": "heads",
+    "concatenate": "heads",
+    "Plan": "plan",
+    "Posterior": "posterior",
+    "Record": "train.record",
+    "Report": "checks.report",
+    "Terms": "_types",
+    "AmortaxError": "_errors",
+    "DataError": "_errors",
+    "ModelError": "_errors",
+    "GuideError": "_errors",
+    "FitError": "_errors",
+    "ArtifactError": "_errors",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'amortax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,170 @@
+"""What are the draws of a unit? Sampling, prediction and density of a trained pair, compiled once per bucket.
+
+Every function takes (joint, guide, checked units) and returns host arrays: globals with axes (sample, ...), per-unit
+sites with axes (sample, unit, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._types import Batch, Terms
+from .chunks import Chunk, chunks, draws_per_call
+from .data import Units
+from .guide import Guide
+from .joint.joint import Joint
+
+Arrays = dict[str, np.ndarray]
+
+
+def split_keys(key: Array) -> tuple[Array, Array]:
+    """(key of the globals, key of the units)."""
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
+
+def sample(joint: Joint, guide: Guide, data: Units, num_samples: int, key: Array) -> tuple[Arrays, Arrays]:
+    """(globals, per-unit sites) in the user's own space, deterministic sites included."""
+    return _collect(joint, guide, data, data, num_samples, key, _constrained)
+
+
+def predict(
+    joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int, key: Array
+) -> tuple[Arrays, Arrays]:
+    """Posterior-predictive draws of the observed sites at the covariates of `at`, latents inferred from `data`."""
+    return _collect(joint, guide, data, at, num_samples, key, _predicted)
+
+
+def log_prob(joint: Joint, guide: Guide, data: Units, values: dict[str, Any]) -> Terms:
+    """log q of constrained values (globals (...), per-unit sites (N, ...)), Jacobian included."""
+    found, shared = [], jnp.zeros(())
+    local = {s.name for s in joint.structure.of("local")}
+    for chunk in chunks(data, joint.structure, 1):
+        rows = np.asarray(chunk.index)
+        part = {n: jnp.asarray(np.asarray(v)[rows] if n in local else v) for n, v in values.items()}
+        terms = _log_prob(joint, guide, chunk.batch, part, local=tuple(sorted(local)))
+        found.append(np.asarray(terms.unit)[: chunk.stop - chunk.start])
+        shared = terms.shared
+    return Terms(jnp.asarray(np.concatenate(found)), shared)
+
+
+def encode(joint: Joint, guide: Guide, data: Units) -> np.ndarray:
+    """Context vectors (units, context)."""
+    parts = [
+        np.asarray(_encode(guide, chunk.batch))[: chunk.stop - chunk.start] for chunk in chunks(data, joint.structure, 1)
+    ]
+    return np.concatenate(parts)
+
+
+@eqx.filter_jit
+def _encode(guide: Guide, batch: Batch) -> Array:
+    return guide.encode(batch)
+
+
+@eqx.filter_jit
+def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array], local: tuple[str, ...]) -> Terms:
+    contexts = guide.encode(batch)
+
+    def one(context: Array, unit: Batch, values: dict[str, Array]) -> Terms:
+        free, shared, jacobian = joint.unconstrain(values, unit)
+        log_q = guide.local_log_prob(free, context, shared, unit, joint)
+        return Terms(log_q, guide.shared_log_prob(shared)) - jacobian
+
+    axes = {name: 0 if name in local else None for name in values}
+    return jax.vmap(one, in_axes=(0, 0, axes), out_axes=Terms(unit=0, shared=None))(contexts, batch, values)  # type: ignore[arg-type]
+
+
+def _collect(
+    joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int, key: Array, what: Callable
+) -> tuple[Arrays, Arrays]:
+    shared_key, unit_key = split_keys(key)
+    shared = draw_shared(guide, shared_key, num_samples)
+    together = draws_per_call(at, joint.structure, num_samples)
+    globals_found: Arrays = {}
+    units_found: Arrays = {}
+    for chunk, where in zip(
+        chunks(data, joint.structure, num_samples), _aligned(at, joint, data, num_samples), strict=True
+    ):
+        for start in range(0, num_samples, together):
+            draws = jnp.minimum(jnp.arange(start, start + together), num_samples - 1)
+            values = _draw(joint, guide, unit_key, shared[draws], draws, chunk.batch, where, chunk.index, what)
+            _store(units_found, values[0], chunk, start, (num_samples, len(data)))
+            if not globals_found or chunk.start == 0:
+                _store_shared(globals_found, values[1], start, num_samples)
+    return globals_found, units_found
+
+
+def _aligned(at: Units, joint: Joint, data: Units, num_samples: int) -> list[Batch]:
+    """`at` cut where `data` is cut."""
+    if at is data:
+        return [chunk.batch for chunk in chunks(data, joint.structure, num_samples)]
+    parts = []
+    for chunk in chunks(data, joint.structure, num_samples):
+        inner = list(chunks(at.take(slice(chunk.start, chunk.stop)), joint.structure, 1))
+        whole = jax.tree.map(lambda *x: jnp.concatenate(x), *[c.batch for c in inner])
+        rows = jnp.minimum(jnp.arange(chunk.index.shape[0]), chunk.stop - chunk.start - 1)
+        parts.append(jax.tree.map(lambda x, r=rows: x[r], whole))
+    return parts
+
+
+@eqx.filter_jit
+def draw_shared(guide: Guide, key: Array, count: int) -> Array:
+    """`count` draws of the unconstrained globals."""
+    keys = jax.vmap(lambda s: jax.random.fold_in(key, s))(jnp.arange(count))
+    return jax.vmap(lambda k: guide.sample_shared(k)[0])(keys)
+
+
+@eqx.filter_jit
+def _draw(
+    joint: Joint,
+    guide: Guide,
+    key: Array,
+    shared: Array,
+    draws: Array,
+    batch: Batch,
+    where: Batch,
+    index: Array,
+    what: Callable,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(per-unit values (sample, unit, ...), shared values (sample, ...))."""
+    contexts = guide.encode(batch)
+
+    def one(shared: Array, draw: Array, index: Array, context: Array, unit: Batch, place: Batch) -> tuple[dict, dict]:
+        sample_key, next_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), draw))
+        local, _ = guide.sample_local(sample_key, context, shared, unit, joint)
+        values = what(joint, next_key, local, shared, place)
+        per_unit = {s.name: values[s.name] for s in joint.structure.sites if s.per_unit and s.name in values}
+        return per_unit, {n: v for n, v in values.items() if n not in per_unit}
+
+    over_units = jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0), out_axes=(0, None))
+    return jax.vmap(over_units, in_axes=(0, 0, None, None, None, None))(shared, draws, index, contexts, batch, where)
+
+
+def _constrained(joint: Joint, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
+    return joint.constrain(local, shared, unit)
+
+
+def _predicted(joint: Joint, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
+    return joint.predict(key, local, shared, unit)
+
+
+def _store(found: Arrays, values: dict[str, Array], chunk: Chunk, start: int, shape: tuple[int, int]) -> None:
+    for name, value in values.items():
+        part = np.asarray(value)[: shape[0] - start, : chunk.stop - chunk.start]
+        if name not in found:
+            found[name] = np.empty((*shape, *part.shape[2:]), part.dtype)
+        found[name][start : start + part.shape[0], chunk.start : chunk.stop] = part
+
+
+def _store_shared(found: Arrays, values: dict[str, Array], start: int, num_samples: int) -> None:
+    for name, value in values.items():
+        part = np.asarray(value)[: num_samples - start]
+        if name not in found:
+            found[name] = np.empty((num_samples, *part.shape[1:]), part.dtype)
+        found[name][start : start + part.shape[0]] = part

@@ -1,0 +1,253 @@
+"""What did the check find, for whom, and what is to be done? The `Report` of `posterior.check`.
+
+A report holds a verdict with its reasons, the numbers behind them with units, and one row per unit. It computes
+nothing; all is given to it. It is read in a terminal (`print`), in a browser (`to_html`), by a program (`to_json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amortax._errors import DataError
+from amortax.checks.report_html import Page, render
+from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, number_rows
+
+Column = Sequence[Any] | np.ndarray
+
+_FORMAT = "amortax-report/1"
+_TERMINAL = ("verdict", "next_step", "pareto_k", "pareto_k_worst", "ess", "elbo", "reason")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """One finding: its `code` in kebab-case, `level` WARN or FAIL, one sentence with number and limit, what to do."""
+
+    code: str
+    level: str
+    text: str
+    next_step: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What a check found.
+
+    Args:
+        verdict: PASS, WARN or FAIL, for the artifact on this data.
+        reasons: the findings behind it; none for PASS.
+        units: columns with one entry per unit: the labels, named by `unit_name`, then `verdict`, `reason`, `next_step`
+            (none, reweight, refine or refit), `elbo`, `iw_elbo`, `log_evidence` (nats), `pareto_k`, `ess` (median over
+            the draws of the globals), `pareto_k_worst`, `ess_worst`.
+        numbers: name to number; `report_words.NUMBERS` has their labels, units and meaning.
+        unit_name: what a unit is called, such as "county"; also the name of the column of labels.
+        about: facts in words: model, sites, encoder, families, number of units, versions.
+
+    Raises:
+        DataError: where the parts do not fit together.
+
+    >>> reason = Reason("pareto-k", "WARN", "1 of 1 counties has k 0.81, limit 0.70.", "posterior.refine(data)")
+    >>> columns = {"county": ["A"], "verdict": ["WARN"], "reason": ["pareto-k"], "next_step": ["refine"]}
+    >>> units = {name: np.array(column) for name, column in columns.items()}
+    >>> report = Report("WARN", (reason,), units, {"elbo_per_unit": -1.2}, "county", {"model": "radon"})
+    >>> Report.from_json(report.to_json()).verdict
+    'WARN'
+
+    """
+
+    verdict: str
+    reasons: tuple[Reason, ...]
+    units: dict[str, np.ndarray]
+    numbers: dict[str, float]
+    unit_name: str
+    about: dict[str, str]
+
+    def __post_init__(self) -> None:
+        found = {self.verdict, *(reason.level for reason in self.reasons)}
+        missing = [name for name in (self.unit_name, "verdict", "reason", "next_step") if name not in self.units]
+        if missing:
+            raise DataError(f"report: units has no column {missing[0]!r}, only {list(self.units)}; add it")
+        found |= {str(value) for value in np.unique(self.units["verdict"])}
+        if not found <= set(SEVERITY):
+            raise DataError(f"report: verdict {sorted(found - set(SEVERITY))[0]!r} is none of {list(SEVERITY)}")
+        sizes = {name: len(column) for name, column in self.units.items()}
+        if len(set(sizes.values())) > 1:
+            raise DataError(f"report: the columns of units differ in length: {sizes}; give one entry per unit in each")
+
+    def __len__(self) -> int:
+        return len(self.units[self.unit_name])
+
+    def worst(self, n: int = 10) -> dict[str, np.ndarray]:
+        """The `n` worst units, worst first: by verdict, then `pareto_k_worst` (NaN counts as worst), then `ess`."""
+        severity = np.array([SEVERITY[str(value)] for value in self.units["verdict"]], np.int64)
+        tail = np.asarray(self.units.get("pareto_k_worst", np.zeros(len(self))), np.float64)
+        few = np.asarray(self.units.get("ess", np.zeros(len(self))), np.float64)
+        order = np.lexsort((few, -np.where(np.isnan(tail), np.inf, tail), -severity))[:n]
+        return {name: np.asarray(column)[order] for name, column in self.units.items()}
+
+    def counts(self) -> dict[str, int]:
+        """How many units have each verdict, worst verdict first."""
+        return {name: int(np.sum(self.units["verdict"] == name)) for name in reversed(SEVERITY)}
+
+    def to_json(self) -> str:
+        """Strict JSON (RFC 8259): NaN is null, infinities are the strings "Infinity" and "-Infinity"."""
+        content = {
+            "format": _FORMAT,
+            "verdict": self.verdict,
+            "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
+            "numbers": {name: _encode(value) for name, value in self.numbers.items()},
+            "unit_name": self.unit_name,
+            "about": self.about,
+            "kinds": {name: _kind(column) for name, column in self.units.items()},
+            "units": {name: [_encode(v) for v in np.asarray(column)] for name, column in self.units.items()},
+        }
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote; `DataError` where the text is another format."""
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise DataError(f"report: the text is not a report of format {_FORMAT!r}; write it with Report.to_json")
+        kinds = content["kinds"]
+        return cls(
+            verdict=content["verdict"],
+            reasons=tuple(Reason(**reason) for reason in content["reasons"]),
+            units={name: _decode(values, kinds[name]) for name, values in content["units"].items()},
+            numbers={name: float(_number(value)) for name, value in content["numbers"].items()},
+            unit_name=content["unit_name"],
+            about=content["about"],
+        )
+
+    def headline(self) -> str:
+        """The verdict and how many units have which, in one line."""
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts().items() if count)
+        return f"{self.verdict}: {len(self):,} units of {self.unit_name!r}" + (f" ({counts})" if counts else "")
+
+    def __str__(self) -> str:
+        lines = [self.headline(), VERDICTS[self.verdict], ""]
+        for reason in self.reasons:
+            lines.append(_wrapped(f"{reason.level} {reason.code}: {reason.text}"))
+            lines.append(_wrapped(f"     next: {reason.next_step}"))
+        rows = [(label, value, unit) for label, value, unit, _ in number_rows(self.numbers)]
+        columns, table = self._shown(10, _TERMINAL)
+        left = f"The {len(table)} worst of {len(self):,} units (k and ESS over the draws of the globals):"
+        parts = ["\n".join(lines).rstrip(), _aligned(("number", "value", "unit"), rows), left, _aligned(columns, table)]
+        parts += ["k and ESS see the guide against the model, not the model against the world; to_html says more."]
+        return "\n\n".join(_printable(part) for part in parts)
+
+    def to_html(
+        self,
+        pictures: Mapping[str, bytes | str] | None = None,
+        tables: Mapping[str, Mapping[str, Column]] | None = None,
+    ) -> str:
+        """One HTML page that needs nothing else: `pictures` by title (PNG bytes, SVG text), more `tables` by title."""
+        columns, rows = self._shown(200, tuple(COLUMNS))
+        page = Page(
+            verdict=self.verdict,
+            headline=self.headline(),
+            reasons=[(r.level, r.code, r.text, r.next_step) for r in self.reasons],
+            numbers=number_rows(self.numbers),
+            columns=columns,
+            rows=rows,
+            left_out=len(self) - len(rows),
+            about=self.about,
+            pictures=dict(pictures or {}),
+            tables={title: _rows(table) for title, table in (tables or {}).items()},
+        )
+        return render(page)
+
+    def write_html(
+        self,
+        path: str | os.PathLike[str],
+        pictures: Mapping[str, bytes | str] | None = None,
+        tables: Mapping[str, Mapping[str, Column]] | None = None,
+    ) -> None:
+        """Write `to_html` so that `path` is at every moment the old file or the whole new one."""
+        text, target = self.to_html(pictures, tables), Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _shown(self, n: int, wanted: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+        """Headings and cells of the `n` worst units: the labels, then the wanted columns that there are."""
+        worst = self.worst(n)
+        names = [self.unit_name, *(name for name in wanted if name in worst)]
+        headings = [COLUMNS[name][0] if name in COLUMNS else name for name in names]
+        worst[self.unit_name] = np.array([str(label) for label in worst[self.unit_name]])
+        return headings, _rows({name: worst[name] for name in names})[1]
+
+
+def _rows(table: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, as text, of a table given by columns."""
+    columns = [column_texts(column) for column in table.values()]
+    return list(table), [list(row) for row in zip(*columns, strict=True)]
+
+
+def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as plain text, at most 100 characters wide; columns of numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(columns):
+        numeric = i > 0 and all(row[i][:1] in "-0123456789" or row[i] in ("NaN", "infinite") for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 1)
+    for row in rows:
+        table.add_row(*row)
+    text = io.StringIO()
+    console = Console(file=text, width=100, color_system=None, markup=False, highlight=False, emoji=False)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, subsequent_indent="     ", break_long_words=False, break_on_hyphens=False)
+
+
+def _printable(text: str) -> str:
+    """The text without control characters (a label could move the cursor), lines kept."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _kind(column: np.ndarray) -> str:
+    return {"f": "number", "i": "integer", "u": "integer", "b": "truth"}.get(np.asarray(column).dtype.kind, "text")
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if not isinstance(value, (float, np.floating)):
+        return str(value)
+    if np.isfinite(value):
+        return float(value)
+    return None if np.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _decode(values: list, kind: str) -> np.ndarray:
+    if kind == "number":
+        return np.array([_number(value) for value in values], np.float64)
+    return np.array(values, {"integer": np.int64, "truth": np.bool_}.get(kind, np.str_))

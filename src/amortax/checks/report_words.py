@@ -1,0 +1,124 @@
+"""What does each number of a report mean, in which unit, and what is it blind to? The one place for those words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+SEVERITY = {"PASS": 0, "WARN": 1, "FAIL": 2}
+
+VERDICTS = {
+    "PASS": "No check that was run found a reason for distrust.",
+    "WARN": "Usable with care: read the reasons below before relying on the answers that they name.",
+    "FAIL": "Do not rely on these answers before the reasons below are dealt with.",
+}
+
+# name -> (label, unit, what it means); NAME_se, where given, is shown behind NAME as ± one standard error
+NUMBERS = {
+    "elbo_per_unit": (
+        "ELBO per unit",
+        "nats per unit",
+        "Lower bound of the log evidence, over all units named here, divided by their number. Higher is better. "
+        "It has no absolute scale: compare it with other guides of the same model on the same data.",
+    ),
+    "iw_elbo_per_unit": (
+        "Importance-weighted ELBO per unit",
+        "nats per unit",
+        "A tighter bound of the same quantity, from several draws per unit. What it gains on the ELBO is the least "
+        "that the guide loses against the exact posterior.",
+    ),
+    "elbo": ("ELBO", "nats", "The same bound for all units together, the shared part counted once."),
+    "globals_pareto_k": (
+        "Globals: Pareto k",
+        "",
+        "Tail index of the importance weights of the shared latents over all training units. Under the limit, "
+        "reweighting the guide's draws is reliable; above it, the guide misses part of the posterior's mass.",
+    ),
+    "globals_ess": ("Globals: effective sample size", "draws", "How many exact draws the weighted ones are worth."),
+    "globals_error_nats": (
+        "Globals: Monte-Carlo error of a weight",
+        "nats",
+        "Standard error of the log weight of one draw of the shared latents, summed over the units. Above 0.5 nats the "
+        "Pareto k of the globals says nothing, and the globals are unchecked.",
+    ),
+    "k_limit": ("Limit of Pareto k", "", "min(1 - 1/log10(S), 0.7) for S draws (Vehtari et al., 2024)."),
+    "num_samples": ("Draws per unit", "draws", "Draws of a unit's latents for each draw of the shared latents."),
+    "num_globals_draws": (
+        "Draws of the globals",
+        "draws",
+        "Each unit is checked given each of these; the report shows the median and the worst.",
+    ),
+}
+
+# column -> (heading in a table, what it means)
+COLUMNS = {
+    "verdict": ("verdict", "PASS, WARN or FAIL for this unit alone."),
+    "reason": ("reason", "The check behind the verdict."),
+    "next_step": (
+        "next step",
+        "none; reweight (the draws carry weights that mend them); refine (more work for this unit alone); "
+        "refit (train a better guide).",
+    ),
+    "elbo": ("ELBO [nats]", "Lower bound of the unit's log evidence."),
+    "iw_elbo": ("IW-ELBO [nats]", "The tighter, importance-weighted bound."),
+    "pareto_k": ("k median", "Pareto k over the draws of the globals: the median."),
+    "pareto_k_worst": ("k worst", "The same: the worst."),
+    "ess": ("ESS [draws]", "Effective sample size: the median."),
+    "ess_worst": ("ESS worst [draws]", "The same: the worst."),
+    "log_evidence": ("log evidence [nats]", "Estimate of log p(data of the unit) from the weights."),
+}
+
+BLIND = (
+    "Pareto k and the effective sample size compare the guide q with the model's posterior. They do not compare the "
+    "model with the world: a wrong model that is fitted well gets a PASS.",
+    "They see only where the guide draws. A guide that misses a whole mode of the posterior, or is far too wide, can "
+    "have a good Pareto k.",
+    "The ELBO is a bound on one number, the evidence. A good bound does not say that intervals cover.",
+    "Not in this report yet: the shift of these units from the training units, posterior predictive checks, and "
+    "simulation-based calibration. Nothing here says that the data resemble the training data, or that the model "
+    "describes them.",
+)
+
+
+def number_text(value: object) -> str:
+    """A number as the report prints it: three decimals, whole ones without, not finite in words; the rest as it is."""
+    if not isinstance(value, (float, np.floating)):
+        return str(value)
+    value = float(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    if abs(value) >= 1000.0:
+        return f"{value:,.1f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def column_texts(column: Sequence[Any] | np.ndarray) -> list[str]:
+    """The cells of a column of a table: floats with one number of decimals, so that the eye can compare them."""
+    values = np.asarray(column)
+    if values.dtype.kind != "f":
+        return [number_text(value) for value in column]
+    finite = values[np.isfinite(values)]
+    largest = np.max(np.abs(finite), initial=0.0)
+    decimals = 0 if np.all(finite == np.round(finite)) else 3 if largest < 10 else 2 if largest < 100 else 1
+    return [f"{value:,.{decimals}f}" if math.isfinite(value) else number_text(value) for value in values]
+
+
+def number_rows(numbers: dict[str, float]) -> list[tuple[str, str, str, str]]:
+    """(label, value with its standard error, unit, meaning) of each number, known ones first."""
+    known = [name for name in NUMBERS if name in numbers]
+    other = [name for name in numbers if name not in NUMBERS and name.removesuffix("_se") not in known]
+    rows = []
+    for name in known + other:
+        label, unit, meaning = NUMBERS.get(name, (name, "", ""))
+        value = number_text(numbers[name])
+        if f"{name}_se" in numbers and name in NUMBERS:
+            value += f" ± {number_text(numbers[f'{name}_se'])}"
+        rows.append((label, value, unit, meaning))
+    return rows

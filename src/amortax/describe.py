@@ -1,0 +1,57 @@
+"""How does a plan look in print? What is amortized, and one row per block."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ._recipe import Recipe
+from ._types import PyTree
+
+
+def _count(tree: PyTree) -> int:
+    return sum(x.size for x in jax.tree.leaves(eqx.filter(tree, lambda x: hasattr(x, "size"))))
+
+
+def describe(plan: Any) -> str:
+    """A `Plan` as text."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    structure, skeleton = plan.structure, plan.skeleton()
+    table = Table("block", "sites", "dim", "encoder", "family", "parameters", box=SIMPLE_HEAD, pad_edge=False)
+    names = {role: ", ".join(s.name for s in structure.of(role)) for role in ("global", "local", "observed")}
+    if plan.shared_family is not None:
+        size = str(structure.size("global"))
+        table.add_row("globals", names["global"], size, "-", _show(plan.shared_family), f"{_count(skeleton.shared):,}")
+    if plan.family is not None:
+        network = (skeleton.encoder, skeleton.head, skeleton.local)
+        how = _show(plan.family) + (f" placed by {_show(plan.head)}" if plan.head is not None else "")
+        size = str(structure.size("local"))
+        table.add_row(f"per {structure.plate}", names["local"], size, _show(plan.encoder), how, f"{_count(network):,}")
+    out = io.StringIO()
+    console = Console(file=out, width=110, force_terminal=False)
+    sees = ", ".join(
+        a.name + (f" (set along {a.plate})" if any(f.name == a.name and f.plate for f in plan.inputs.features) else "")
+        for a in structure.arguments
+    )
+    console.print(f"model {structure.model}, amortized over plate '{structure.plate}'; observes {names['observed']}", highlight=False)
+    console.print(table)
+    console.print(f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode", highlight=False)
+    if structure.params:
+        console.print(f"learned by maximum likelihood: {', '.join(structure.params)}", highlight=False)
+    if structure.cannot_simulate:
+        console.print(f"the model can't be simulated: {structure.cannot_simulate}", highlight=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _show(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return "-"
+    options = [f"{f.name}={getattr(recipe, f.name)}" for f in dataclasses.fields(recipe) if f.name in {"rank"}]
+    return f"{type(recipe).__name__}({', '.join(options)})"

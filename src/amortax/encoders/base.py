@@ -1,0 +1,188 @@
+"""What does an encoder see of one unit? Standardised numbers, embedded categories, masks and counts.
+
+Numbers are standardised by statistics of the training data that are stored with the encoder, so changing units of
+measurement and retraining changes nothing, and a new unit is read on the training scale. Places under a mask count
+as zero after standardisation, and the mask itself is seen. Counts and positive responses are seen on the log scale too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._types import Batch, Fixed
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One argument as an encoder sees it."""
+
+    name: str
+    shape: tuple[int | None, ...]  # of one unit; None along a ragged axis
+    plate: str | None = None  # elements along `plate_axis` form a set; None: a plain array
+    plate_axis: int = 0
+    masked: bool = False
+    response: bool = False
+    categories: int | None = None
+    positive: bool = False
+
+    @property
+    def element_shape(self) -> tuple[int, ...]:
+        """Shape of one element of the set, or of the whole array."""
+        kept = self.shape if self.plate is None else self.shape[: self.plate_axis] + self.shape[self.plate_axis + 1 :]
+        return tuple(int(n) for n in kept if n is not None)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers that stand for one category."""
+        return min(16, 1 + math.isqrt(self.categories or 0))
+
+    @property
+    def width(self) -> int:
+        """Numbers that the encoder sees of one element (or of the whole array)."""
+        size = math.prod(self.element_shape)
+        per_number = self.embedding_size if self.categories else 1 + self.positive
+        return size * (per_number + self.masked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """All that an encoder sees; `ordered` lists set plates whose elements are not exchangeable."""
+
+    features: tuple[Feature, ...]
+    ordered: tuple[str, ...] = ()
+
+    @property
+    def plates(self) -> tuple[str, ...]:
+        """The inner plates, each a set of elements."""
+        return tuple(dict.fromkeys(f.plate for f in self.features if f.plate is not None))
+
+    def along(self, plate: str | None) -> tuple[Feature, ...]:
+        """Features along a plate, or the plain ones."""
+        return tuple(f for f in self.features if f.plate == plate)
+
+    def width(self, plate: str | None) -> int:
+        """Numbers per element of the plate (a position counts where order matters), or of the plain part."""
+        return sum(f.width for f in self.along(plate)) + (plate in self.ordered)
+
+
+class Features(eqx.Module):
+    """Turns one unit into a plain vector and one matrix of elements per set."""
+
+    inputs: Inputs = eqx.field(static=True)
+    statistics: Fixed  # argument -> {"center", "scale", "log_center", "log_scale"}
+    embeddings: dict[str, Array]
+
+    def __init__(self, inputs: Inputs, *, key: Array) -> None:
+        self.inputs = inputs
+        self.statistics = Fixed({f.name: _neutral(f) for f in inputs.features if not f.categories})
+        coded = [f for f in inputs.features if f.categories]
+        keys = jax.random.split(key, max(len(coded), 1))
+        self.embeddings = {
+            f.name: 0.5 * jax.random.normal(k, (f.categories or 1, f.embedding_size))
+            for f, k in zip(coded, keys, strict=False)
+        }
+
+    def plain(self, unit: Batch) -> Float[Array, " width"]:
+        """The numbers of the arguments that lie along no set."""
+        parts = [jnp.ravel(self._numbers(f, unit)) for f in self.inputs.along(None)]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
+    def elements(self, unit: Batch, plate: str) -> tuple[Float[Array, "elements width"], Float[Array, " elements"]]:
+        """One row per element of the set, and a weight that is 1 where the element tells something and 0 in padding."""
+        rows = []
+        for feature in self.inputs.along(plate):
+            numbers = jnp.moveaxis(self._numbers(feature, unit), feature.plate_axis, 0)
+            rows.append(numbers.reshape(numbers.shape[0], -1))
+        weight = self._weight(unit, plate, rows[0].shape[0])
+        if plate in self.inputs.ordered:
+            rows.append((jnp.arange(rows[0].shape[0]) / 10.0 - 1.0)[:, None])
+        return jnp.where(weight[:, None] > 0, jnp.concatenate(rows, axis=1), 0.0), weight
+
+    def _numbers(self, feature: Feature, unit: Batch) -> Array:
+        value, mask = unit.arrays[feature.name], unit.masks.get(feature.name)
+        if feature.categories:
+            numbers = self.embeddings[feature.name][value]
+        else:
+            known = jax.tree.map(jax.lax.stop_gradient, self.statistics.value[feature.name])
+            number = value.astype(jnp.result_type(float))
+            numbers = ((number - known["center"]) / known["scale"])[..., None]
+            if feature.positive:
+                logarithm = (jnp.log1p(jnp.maximum(number, 0.0)) - known["log_center"]) / known["log_scale"]
+                numbers = jnp.concatenate([numbers, logarithm[..., None]], axis=-1)
+        if not feature.masked:
+            return numbers
+        present = jnp.ones(value.shape, bool) if mask is None else mask
+        numbers = jnp.where(present[..., None], numbers, 0.0)
+        return jnp.concatenate([numbers, present[..., None].astype(numbers.dtype)], axis=-1)
+
+    def _weight(self, unit: Batch, plate: str, size: int) -> Array:
+        weight = jnp.ones(size)
+        for feature in self.inputs.along(plate):
+            if feature.name in unit.lengths:
+                weight = weight * (jnp.arange(size) < unit.lengths[feature.name])
+        responses = [f for f in self.inputs.along(plate) if f.response and f.name in unit.masks]
+        if responses and all(f.masked for f in self.inputs.along(plate) if f.response):
+            told = [
+                jnp.any(jnp.moveaxis(unit.masks[f.name], f.plate_axis, 0).reshape(size, -1), axis=1) for f in responses
+            ]
+            weight = weight * jnp.any(jnp.stack(told), axis=0)
+        return weight
+
+
+class AbstractEncoder(eqx.Module):
+    """Data of one unit → context vector of `context_size` numbers."""
+
+    features: eqx.AbstractVar[Features]
+    context_size: eqx.AbstractVar[int]
+
+    @abstractmethod
+    def __call__(self, unit: Batch) -> Float[Array, " context"]:
+        """The context of one unit (arrays without the unit axis)."""
+
+
+def _neutral(feature: Feature) -> dict[str, Array]:
+    shape = feature.element_shape if feature.plate is None else _over_set(feature)
+    zero, one = jnp.zeros(shape), jnp.ones(shape)
+    log = {"log_center": zero, "log_scale": one} if feature.positive else {}
+    return {"center": zero, "scale": one, **log}
+
+
+def _over_set(feature: Feature) -> tuple[int, ...]:
+    return tuple(1 if i == feature.plate_axis else int(n or 1) for i, n in enumerate(feature.shape))
+
+
+def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.ndarray]]:
+    """Center and scale of every numeric argument over the real values of all training units (host arrays).
+
+    Over units and, for a set, over its elements. A constant place has scale 1; a nearly constant one at least a tenth
+    of the argument's overall scale, so that a rare value at inference does not explode.
+    """
+    found = {}
+    for feature in inputs.features:
+        if feature.categories:
+            continue
+        value = np.asarray(data.arrays[feature.name], np.float64)
+        mask = np.asarray(data.masks.get(feature.name, np.ones(value.shape, bool)))
+        axes = (0,) if feature.plate is None else (0, feature.plate_axis + 1)
+        found[feature.name] = _center_scale(value, mask, axes)
+        if feature.positive:
+            log = _center_scale(np.log1p(np.maximum(value, 0.0)), mask, axes)
+            found[feature.name] |= {"log_center": log["center"], "log_scale": log["scale"]}
+    return jax.tree.map(lambda x: x.astype(np.dtype(jnp.result_type(float))), found)
+
+
+def _center_scale(value: np.ndarray, mask: np.ndarray, axes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    count = np.maximum(mask.sum(axis=axes, keepdims=True), 1)
+    center = np.where(mask, value, 0.0).sum(axis=axes, keepdims=True) / count
+    scale = np.sqrt(np.where(mask, (value - center) ** 2, 0.0).sum(axis=axes, keepdims=True) / count)
+    overall = np.sqrt(np.mean(scale**2))
+    scale = np.where(scale > 1e-6 * (np.abs(center) + 1e-30), np.maximum(scale, 0.1 * overall), 1.0)
+    return {"center": center[0], "scale": scale[0]}

@@ -1,0 +1,58 @@
+"""A multilayer perceptron over the plain numbers of a unit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._errors import GuideError
+from .._recipe import Recipe
+from .._types import Batch
+from .base import AbstractEncoder, Features, Inputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class dense(Recipe):
+    """Recipe of `Dense`: `depth` hidden layers of `width`."""
+
+    width: int = 64
+    depth: int = 2
+
+    def build(self, inputs: Inputs, *, key: Array) -> Dense:
+        """The encoder for these inputs."""
+        if inputs.plates:
+            raise GuideError(
+                f"am.dense() reads arrays of fixed size, but {[f.name for f in inputs.along(inputs.plates[0])]} lie along "
+                f"plate '{inputs.plates[0]}'; use am.deep_set() or am.attention_set()"
+            )
+        return Dense(inputs, self.width, self.depth, key=key)
+
+
+class Dense(AbstractEncoder):
+    """`context = [h_depth, x]`, h the hidden layers; x itself, standardised, is kept where it is no wider than `width`."""
+
+    features: Features
+    layers: tuple[eqx.nn.Linear, ...]
+    context_size: int = eqx.field(static=True)
+    keeps_input: bool = eqx.field(static=True)
+
+    def __init__(self, inputs: Inputs, width: int, depth: int, *, key: Array) -> None:
+        keys = jax.random.split(key, depth + 1)
+        self.features = Features(inputs, key=keys[0])
+        size = inputs.width(None)
+        self.layers = tuple(eqx.nn.Linear(size if i == 0 else width, width, key=keys[i + 1]) for i in range(depth))
+        self.keeps_input = size <= width or depth == 0
+        self.context_size = (width if depth else 0) + (size if self.keeps_input else 0)
+
+    def __call__(self, unit: Batch) -> Float[Array, " context"]:
+        """The context of one unit."""
+        plain = hidden = self.features.plain(unit)
+        for layer in self.layers:
+            hidden = jax.nn.silu(layer(hidden))
+        if not self.layers:
+            return plain
+        return jnp.concatenate([hidden, plain]) if self.keeps_input else hidden

@@ -1,0 +1,179 @@
+"""Normal families: diagonal, low-rank plus diagonal, full covariance; with a context or free.
+
+    diagonal   u = m + s ⊙ ε                 Σ = diag(s²)
+    low rank   u = m + s ⊙ ε + F η           Σ = diag(s²) + F Fᵀ,  F of shape (d, rank)
+    full       u = m + L ε                   Σ = L Lᵀ,  L lower triangular
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jaxtyping import Array, Float
+
+from .._errors import GuideError
+from .._recipe import Recipe
+from .base import (
+    AbstractFamily,
+    Conditioner,
+    Context,
+    bounded_log_scale,
+    standard_log_prob,
+    standard_normal,
+    triangular,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class diagonal(Recipe):
+    """Recipe of `DiagonalNormal`; `depth` hidden layers of `width` between context and parameters (None: chosen)."""
+
+    width: int = 64
+    depth: int | None = None
+
+    def build(self, size: int, context_size: int, *, key: Array) -> DiagonalNormal:
+        """The family on R^size."""
+        return DiagonalNormal(size, Conditioner(2 * size, context_size, self.width, self.depth or 0, key=key))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class full(Recipe):
+    """Recipe of `FullNormal`; `depth` hidden layers of `width` between context and parameters (None: chosen)."""
+
+    width: int = 64
+    depth: int | None = None
+
+    def build(self, size: int, context_size: int, *, key: Array) -> FullNormal:
+        """The family on R^size."""
+        count = 2 * size + size * (size - 1) // 2
+        return FullNormal(size, Conditioner(count, context_size, self.width, self.depth or 0, key=key))
+
+
+@dataclasses.dataclass(frozen=True)
+class low_rank(Recipe):
+    """Recipe of `LowRankNormal` with `rank` columns; `depth` hidden layers of `width` (None: chosen)."""
+
+    rank: int = 8
+    width: int = 64
+    depth: int | None = None
+
+    def build(self, size: int, context_size: int, *, key: Array) -> LowRankNormal:
+        """The family on R^size."""
+        if not 1 <= self.rank <= size:
+            raise GuideError(f"am.low_rank(rank={self.rank}) on {size} dimensions: rank must be 1 to {size}")
+        conditioner, start = jax.random.split(key)
+        count = 2 * size + size * self.rank
+        parameters = Conditioner(count, context_size, self.width, self.depth or 0, key=conditioner)
+        # Columns at zero would be a saddle point: their gradient vanishes together with them.
+        columns = 0.05 * jax.random.normal(start, (size * self.rank,))
+        parameters = eqx.tree_at(lambda c: c.offset, parameters, parameters.offset.at[2 * size :].set(columns))
+        return LowRankNormal(size, self.rank, parameters)
+
+
+class DiagonalNormal(AbstractFamily):
+    """Independent normals."""
+
+    size: int = eqx.field(static=True)
+    parameters: Conditioner
+    cheap_log_prob: bool = eqx.field(static=True, default=True)
+
+    def _split(self, context: Context) -> tuple[Array, Array]:
+        mean, free = jnp.split(self.parameters(context), 2)
+        return mean, bounded_log_scale(free)
+
+    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """One reparametrised draw and its log density in nats."""
+        mean, log_scale = self._split(context)
+        noise = standard_normal(key, self.size)
+        return mean + jnp.exp(log_scale) * noise, standard_log_prob(noise) - jnp.sum(log_scale)
+
+    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+        mean, log_scale = self._split(context)
+        return standard_log_prob((value - mean) * jnp.exp(-log_scale)) - jnp.sum(log_scale)
+
+    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`(value - m) / s`."""
+        mean, log_scale = self._split(context)
+        return (value - mean) * jnp.exp(-log_scale)
+
+
+class FullNormal(AbstractFamily):
+    """A normal with any covariance, by its Cholesky factor."""
+
+    size: int = eqx.field(static=True)
+    parameters: Conditioner
+    cheap_log_prob: bool = eqx.field(static=True, default=True)
+
+    def _split(self, context: Context) -> tuple[Array, Array, Array]:
+        free = self.parameters(context)
+        log_diagonal = bounded_log_scale(free[self.size : 2 * self.size])
+        # Rows scale with their own diagonal, so that a narrow posterior needs no huge relative off-diagonals.
+        unit = jnp.eye(self.size) + triangular(free[2 * self.size :], self.size)
+        return free[: self.size], jnp.exp(log_diagonal)[:, None] * unit, log_diagonal
+
+    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """One reparametrised draw and its log density in nats."""
+        mean, factor, log_diagonal = self._split(context)
+        noise = standard_normal(key, self.size)
+        return mean + factor @ noise, standard_log_prob(noise) - jnp.sum(log_diagonal)
+
+    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+        mean, factor, log_diagonal = self._split(context)
+        return standard_log_prob(_solve(factor, value - mean)) - jnp.sum(log_diagonal)
+
+    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`L⁻¹ (value - m)`."""
+        mean, factor, _ = self._split(context)
+        return _solve(factor, value - mean)
+
+
+def _solve(factor: Float[Array, "d d"], value: Float[Array, " d"]) -> Float[Array, " d"]:
+    if value.shape[0] == 1:
+        return value / factor[0]
+    return solve_triangular(factor, value, lower=True)
+
+
+class LowRankNormal(AbstractFamily):
+    """A normal with covariance diag(s²) + F Fᵀ; densities by the matrix inversion and determinant lemmas."""
+
+    size: int = eqx.field(static=True)
+    rank: int = eqx.field(static=True)
+    parameters: Conditioner
+    cheap_log_prob: bool = eqx.field(static=True, default=True)
+
+    def _split(self, context: Context) -> tuple[Array, Array, Array]:
+        free = self.parameters(context)
+        log_scale = bounded_log_scale(free[self.size : 2 * self.size])
+        columns = free[2 * self.size :].reshape(self.size, self.rank)
+        return free[: self.size], log_scale, jnp.exp(log_scale)[:, None] * columns
+
+    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """One reparametrised draw and its log density in nats."""
+        mean, log_scale, columns = self._split(context)
+        noise = standard_normal(key, self.size + self.rank)
+        value = mean + jnp.exp(log_scale) * noise[: self.size] + columns @ noise[self.size :]
+        return value, self._density(value, mean, log_scale, columns)
+
+    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+        return self._density(value, *self._split(context))
+
+    def _density(self, value: Array, mean: Array, log_scale: Array, columns: Array) -> Array:
+        scaled = (value - mean) * jnp.exp(-log_scale)
+        relative = columns * jnp.exp(-log_scale)[:, None]
+        factor = jnp.linalg.cholesky(jnp.eye(self.rank) + relative.T @ relative)
+        projected = relative.T @ scaled
+        explained = projected @ cho_solve((factor, True), projected)
+        log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diagonal(factor)))
+        return standard_log_prob(scaled) + 0.5 * explained - log_det
+
+    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`(value - m) / sd`, by the marginal standard deviations."""
+        mean, log_scale, columns = self._split(context)
+        return (value - mean) / jnp.sqrt(jnp.exp(2 * log_scale) + jnp.sum(columns**2, axis=1))

@@ -1,0 +1,166 @@
+"""How do a unit's locals follow a draw of the globals? Heads: the frame in which the local family is placed.
+
+Given the context e of a unit and a draw v of the globals, a head yields a frame and what the family is told:
+
+    u = center + factor @ w,   w ~ family( . | told).
+
+Without v in the head a hierarchical posterior is mean-field between levels and its intervals are wrong.
+
+*Fixed frame* (`concatenate`): prior medians and quartiles; the family is told (e, v). Enough for few globals.
+
+*Newton frame* (`newton`): a network predicts a point a(e) near the mode, once per unit, and the frame is one Newton
+step on log p(d, u | v) from there,
+
+    A = -∇²_u log p(d, u | v) at a,   center = a + A⁻¹ ∇_u log p(d, a | v),   factor = A^(-1/2).
+
+For Gaussian models it is the exact conditional posterior whatever a(e) is; otherwise, by the implicit function
+theorem, center follows v as the mode does to first order, for any number of globals. The family corrects the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from ._recipe import Recipe
+from ._types import Batch, Fixed
+from .joint.joint import Joint
+
+CURVATURE_FLOOR = 0.05  # in units of the prior's own precision: a flatter direction is taken to be that flat
+LONGEST_STEP = 10.0  # prior standard deviations that one Newton step may move
+
+
+class Frame(eqx.Module):
+    """`u = center + factor @ w` with lower triangular or (1-d) diagonal `factor`."""
+
+    center: Float[Array, " d"]
+    factor: Float[Array, "d d"] | Float[Array, " d"]
+
+    def place(self, free: Float[Array, " d"]) -> Float[Array, " d"]:
+        """w → u."""
+        return self.center + (self.factor * free if self.factor.ndim == 1 else self.factor @ free)
+
+    def take(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
+        """u → w."""
+        away = value - self.center
+        return away / self.factor if self.factor.ndim == 1 else solve_triangular(self.factor, away, lower=True)
+
+    @property
+    def log_det(self) -> Float[Array, ""]:
+        """log |du / dw|."""
+        diagonal = self.factor if self.factor.ndim == 1 else jnp.diagonal(self.factor)
+        return jnp.sum(jnp.log(jnp.abs(diagonal)))
+
+
+def prior_frame(whitening: Fixed) -> Frame:
+    """The fixed frame of a block: prior medians and quartile spreads."""
+    fixed = jax.tree.map(jax.lax.stop_gradient, whitening.value)
+    return Frame(fixed["center"], fixed["scale"])
+
+
+class AbstractHead(eqx.Module):
+    """(context, globals, unit) → frame of the local family, and what the family is told."""
+
+    told_size: eqx.AbstractVar[int]
+
+    @abstractmethod
+    def __call__(
+        self, context: Array, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[Frame, Array]:
+        """`whitened` are the globals standardised; `frame` is the fixed one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class concatenate(Recipe):
+    """Recipe of `Concatenate`: the family sees context and globals side by side."""
+
+    def build(self, size: int, context_size: int, whitened_size: int, *, key: Array) -> Concatenate:
+        """The head for locals of dimension `size`."""
+        return Concatenate(context_size + whitened_size)
+
+
+class Concatenate(AbstractHead):
+    """The fixed frame; the family is told (context, globals)."""
+
+    told_size: int = eqx.field(static=True)
+
+    def __call__(
+        self, context: Array, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[Frame, Array]:
+        """The frame unchanged."""
+        return frame, jnp.concatenate([context, whitened])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class newton(Recipe):
+    """Recipe of `Newton`: one Newton step of the model itself places the family; `most` globals are told beside it."""
+
+    width: int = 64
+    most: int = 32
+
+    def build(self, size: int, context_size: int, whitened_size: int, *, key: Array) -> Newton:
+        """The head for locals of dimension `size`."""
+        point = eqx.nn.MLP(context_size, size, self.width, 1, jax.nn.silu, key=key)
+        point = eqx.tree_at(lambda n: n.layers[-1].weight, point, replace_fn=lambda w: 0.1 * w)
+        told = whitened_size if whitened_size <= 2 * self.most else 0
+        return Newton(context_size + told + 2 * size, point, told)
+
+
+class Newton(AbstractHead):
+    """One Newton step from a learned point; the family is told (context, globals if few, step, log curvature)."""
+
+    told_size: int = eqx.field(static=True)
+    point: eqx.nn.MLP
+    told: int = eqx.field(static=True)
+
+    def __call__(
+        self, context: Array, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[Frame, Array]:
+        """The frame of one unit given one draw of the globals."""
+
+        def density(free: Array) -> Array:
+            return joint.unit_log_prob(frame.place(free), shared, unit).unit
+
+        start = self.point(context)
+        gradient = jax.grad(density)(start)
+        precision = _positive(-jax.hessian(density)(start))
+        if start.shape[0] == 1:
+            scale = jax.lax.rsqrt(precision[0])
+            step = _bounded(gradient / precision[0])
+            placed = Frame(frame.place(start + step), frame.factor * scale)
+            log_scale = jnp.log(scale)
+        else:
+            root = jnp.linalg.cholesky(precision)
+            step = _bounded(jax.scipy.linalg.cho_solve((root, True), gradient))
+            covariance = jax.scipy.linalg.cho_solve((root, True), jnp.eye(start.shape[0]))
+            factor = jnp.linalg.cholesky(covariance)
+            placed = Frame(frame.place(start + step), frame.factor[:, None] * factor)
+            log_scale = jnp.log(jnp.diagonal(factor))
+        told = [context, whitened] if self.told else [context]
+        return placed, jnp.concatenate([*told, step, log_scale])
+
+
+def _bounded(step: Array) -> Array:
+    """The step itself while short, smoothly bounded by `LONGEST_STEP`."""
+    return LONGEST_STEP * jnp.tanh(step / LONGEST_STEP)
+
+
+def _positive(curvature: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """A positive definite precision: the curvature where it is one, else its diagonal, floored.
+
+    Whether it is one is read from the pivots of its Cholesky factorisation; the branch not taken sees a safe matrix,
+    so that its gradient stays finite.
+    """
+    size = curvature.shape[0]
+    if size == 1:
+        return jnp.maximum(curvature, CURVATURE_FLOOR)
+    symmetric = 0.5 * (curvature + curvature.T)
+    floored = jnp.diag(jnp.maximum(jnp.diagonal(symmetric), CURVATURE_FLOOR))
+    smallest = jnp.linalg.cholesky(jax.lax.stop_gradient(symmetric) - CURVATURE_FLOOR * jnp.eye(size))
+    return jnp.where(jnp.all(jnp.isfinite(smallest)), symmetric, floored)

@@ -1,0 +1,117 @@
+"""How good is q for one unit? Importance weights of q against the model, per unit and conditional on the globals.
+
+For R draws v_r ~ q(v) and, within each, K draws u_k ~ q(u | d_i, v_r),
+
+    log w_irk = log p(d_i, u_k | v_r) - log q(u_k | d_i, v_r).
+
+k-hat, effective sample size and evidence are computed within r; weights are never compared across different v, since
+at an exact guide they differ by p(d_i | v). The globals have a weight of their own, over all training units,
+
+    log w_r = log p(v_r) + Σ_i log p̂_K(d_i | v_r) - log q(v_r),
+
+whose Monte-Carlo error is the root of the summed variances of the log p̂_K.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._types import Batch
+from .guide import Guide
+from .joint.joint import Joint
+from .psis import effective_sample_size, pareto_k
+
+
+class UnitNumbers(eqx.Module):
+    """Per unit; each array (units, R) but for those said."""
+
+    pareto_k: Float[Array, "units r"]
+    ess: Float[Array, "units r"]
+    log_evidence: Float[Array, "units r"]  # log p̂_K(d_i | v_r): the K-sample bound
+    elbo: Float[Array, "units r"]  # mean log weight over K
+    log_evidence_variance: Float[Array, "units r"]  # Monte-Carlo variance of log_evidence
+    iw_elbo: Float[Array, "units r"]  # mean of the bounds of small groups of draws
+
+
+@eqx.filter_jit
+def shared_draws(key: Array, guide: Guide, count: int) -> tuple[Float[Array, "r g"], Float[Array, " r"]]:
+    """R draws of the globals and their log q."""
+    return jax.vmap(guide.sample_shared)(jax.random.split(key, count))
+
+
+def log_weights(
+    key: Array, guide: Guide, joint: Joint, context: Array, shared: Array, unit: Batch, count: int
+) -> Float[Array, " k"]:
+    """K log weights of one unit given globals."""
+
+    def one(key: Array) -> Array:
+        local, log_q = guide.sample_local(key, context, shared, unit, joint)
+        return joint.unit_log_prob(local, shared, unit).unit - log_q
+
+    return jax.vmap(one)(jax.random.split(key, count))
+
+
+@eqx.filter_jit
+def shared_prior(joint: Joint, shared: Float[Array, "r g"], unit: Batch) -> Float[Array, " r"]:
+    """log p(v) of every draw of the globals; `unit` is any unit, for its shapes."""
+    local = jnp.zeros(joint.local_size)
+    return jax.vmap(lambda v: joint.unit_log_prob(local, v, unit).shared)(shared)
+
+
+@eqx.filter_jit
+def unit_bounds(
+    key: Array, guide: Guide, joint: Joint, shared: Float[Array, "r g"], batch: Batch, index: Array, count: int
+) -> tuple[Array, Array, Array]:
+    """(log p̂_K(d_i | v_r), mean log weight, variance of the first), each (units, R)."""
+    contexts = guide.encode(batch)
+
+    def one(index: Array, context: Array, unit: Batch) -> tuple[Array, Array, Array]:
+        keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
+
+        def given(key: Array, shared: Array) -> tuple[Array, Array, Array]:
+            weight = log_weights(key, guide, joint, context, shared, unit, count)
+            evidence = jax.nn.logsumexp(weight) - jnp.log(count)
+            variance = jnp.maximum(1.0 / effective_sample_size(weight) - 1.0 / count, 0.0)
+            return evidence, jnp.mean(weight), variance
+
+        return jax.vmap(given)(keys, shared)
+
+    return jax.vmap(one)(index, contexts, batch)
+
+
+@eqx.filter_jit
+def unit_numbers(
+    key: Array, guide: Guide, joint: Joint, shared: Float[Array, "r g"], batch: Batch, index: Array, count: int
+) -> UnitNumbers:
+    """All numbers of the units of `batch`; unit i draws with `fold_in(key, index_i)`, whatever batch it is in."""
+    contexts = guide.encode(batch)
+
+    def one(index: Array, context: Array, unit: Batch) -> tuple[Array, ...]:
+        keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
+
+        def given(key: Array, shared: Array) -> tuple[Array, ...]:
+            return summarise(log_weights(key, guide, joint, context, shared, unit, count))
+
+        return jax.vmap(given)(keys, shared)
+
+    return UnitNumbers(*jax.vmap(one)(index, contexts, batch))
+
+
+GROUP = 50  # draws in one importance-weighted bound
+
+
+def summarise(log_weight: Float[Array, " k"]) -> tuple[Array, ...]:
+    """(k-hat, ESS, log evidence, ELBO, variance of log evidence, IW-ELBO) of one set of log weights.
+
+    The variance is the delta method's, (1/ESS - 1/K); the IW-ELBO is the mean bound over groups of `GROUP` draws.
+    """
+    count = log_weight.shape[0]
+    evidence = jax.nn.logsumexp(log_weight) - jnp.log(count)
+    ess = effective_sample_size(log_weight)
+    groups = log_weight[: count - count % GROUP].reshape(-1, min(GROUP, count)) if count >= GROUP else log_weight[None]
+    bound = jnp.mean(jax.nn.logsumexp(groups, axis=1) - jnp.log(groups.shape[1]))
+    variance = jnp.maximum(1.0 / ess - 1.0 / count, 0.0)
+    return pareto_k(log_weight), ess, evidence, jnp.mean(log_weight), variance, bound

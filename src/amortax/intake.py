@@ -1,0 +1,137 @@
+"""Does this data fit this model? Whatever the user gives becomes `Units`, and units become checked batches.
+
+Everything here runs on the host, before compiled code, so that errors can name unit, argument and value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ._errors import DataError, ModelError
+from ._types import Batch
+from .data import Units, units
+from .joint.joint import Joint
+from .joint.observe import observe
+from .joint.structure import Argument, Structure
+from .joint.values import check_values
+
+
+def as_units(data: Any, model: Callable, plate: str, axes: Mapping[str, int] | None = None) -> Units:
+    """`Units` from whatever the user gave; a dict of plain arrays may have its unit axis elsewhere, read from the plates."""
+    if isinstance(data, Units):
+        return data
+    if isinstance(data, Mapping) and axes is None and all(hasattr(x, "shape") for x in data.values()):
+        axes = _read_axes(data, model, plate)
+    return units(data, axes=axes, name=plate)
+
+
+def _read_axes(data: Mapping[str, Any], model: Callable, plate: str) -> dict[str, int]:
+    """The axis of every array that has the plate's size, where it is not the first: from the model run on the arrays as they are."""
+    arrays = {name: np.asarray(x) for name, x in data.items()}
+    if any(x.ndim == 0 or x.dtype.kind not in "biuf" for x in arrays.values()):
+        return {}
+    specs = {n: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for n, x in arrays.items()}
+    try:
+        seen = observe(model, specs)
+    except (ModelError, TypeError):
+        return {}  # said better once the structure is read
+    size = seen[plate].sizes[0] if plate in seen and seen[plate].sizes else None
+    axes = {}
+    for site in seen.values():
+        dim = next((dim for name, dim, _ in site.plates if name == plate), None)
+        if site.argument is not None and dim is not None:
+            axes[site.argument] = len(site.shape) - site.event_dim + dim
+    for name, array in arrays.items():
+        fitting = [axis for axis, n in enumerate(array.shape) if n == size]
+        if name in axes or not fitting or fitting[0] == 0:
+            continue
+        if len(fitting) > 1:
+            raise DataError(
+                f"data['{name}'] has {len(fitting)} axes of the size of plate '{plate}' ({size}); say which holds the units: "
+                f"amortax.units(data, axes={{'{name}': {fitting[0]}}})"
+            )
+        axes[name] = fitting[0]
+    return {name: axis for name, axis in axes.items() if axis != 0}
+
+
+def to_batch(data: Units) -> Batch:
+    """All units as one host batch."""
+    lengths = {name: np.asarray(n, np.int32) for name, n in data.lengths.items()}
+    return Batch(data.arrays, data.masks, lengths)  # type: ignore[arg-type]
+
+
+def conform(data: Any, joint: Joint) -> Units:
+    """New data for a trained posterior: `Units` with exactly the arguments, shapes, masks and values it was trained for.
+
+    **Raises** `DataError` naming argument, expected and got.
+    """
+    structure = joint.structure
+    axes = {a.name: a.axis for a in structure.arguments if a.axis}
+    found = data if isinstance(data, Units) else units(data, axes=axes or None, name=structure.plate)
+    names = {a.name for a in structure.arguments}
+    if set(found.arrays) != names:
+        missing, extra = sorted(names - set(found.arrays)), sorted(set(found.arrays) - names)
+        raise DataError(
+            f"new data for model '{structure.model}' has {'no ' + str(missing) if missing else ''}"
+            f"{' and ' if missing and extra else ''}{'unknown ' + str(extra) if extra else ''}; expected exactly {sorted(names)}"
+        )
+    batch = to_batch(found)
+    masks = dict(batch.masks)
+    for argument in structure.arguments:
+        _check_argument(argument, batch, structure.plate)
+        if argument.masked and argument.name not in masks:
+            masks[argument.name] = np.ones(batch.arrays[argument.name].shape, bool)
+    lengths = dict(found.lengths)
+    for argument in structure.arguments:
+        if argument.ragged and argument.name not in lengths:
+            array = found.arrays[argument.name]
+            lengths[argument.name] = np.full(len(found), array.shape[1], np.int32)
+    dtypes = {a.name: a.dtype for a in structure.arguments}
+    arrays = {name: np.asarray(array, dtypes[name]) for name, array in found.arrays.items()}
+    complete = _replace(found, arrays, masks, lengths)
+    check_values(joint, to_batch(complete), complete.labels.tolist())
+    return complete
+
+
+def _replace(data: Units, arrays: dict, masks: dict, lengths: dict) -> Units:
+    return Units(arrays, masks, lengths, data.labels, data.name, data.axes, data.categories, data.schema)
+
+
+def _check_argument(argument: Argument, batch: Batch, plate: str) -> None:
+    array = np.asarray(batch.arrays[argument.name])
+    shape = array.shape[1:]
+    fits = len(shape) == len(argument.shape) and all(
+        want is None or want == got for want, got in zip(argument.shape, shape, strict=True)
+    )
+    if not fits:
+        want = tuple("any" if n is None else n for n in argument.shape)
+        raise DataError(
+            f"data['{argument.name}'] has shape {shape} per {plate}, but the posterior was trained for {want}; "
+            "give arrays with the unit axis first and the same axes after it"
+        )
+    if not np.can_cast(array.dtype, np.dtype(argument.dtype), casting="same_kind"):
+        raise DataError(
+            f"data['{argument.name}'] has type {array.dtype}, but the posterior was trained on {argument.dtype}"
+        )
+    if argument.name in batch.lengths and not argument.ragged:
+        raise DataError(
+            f"data['{argument.name}'] is ragged, but the posterior was trained on {argument.shape} per {plate}; "
+            "give one array of that shape for every unit"
+        )
+    if argument.name in batch.masks and not argument.masked:
+        where = np.argwhere(~np.asarray(batch.masks[argument.name]))
+        if len(where):
+            raise DataError(
+                f"data['{argument.name}'] is missing at unit {int(where[0][0])}, but nothing was missing there in training, so the "
+                "encoder can't read it; drop the unit, or train on data that has missing values too"
+            )
+
+
+def drop_full_masks(batch: Batch, structure: Structure) -> Batch:
+    """Without the masks of arguments for which the guide was built unmasked (they are all True)."""
+    masked = {a.name for a in structure.arguments if a.masked}
+    return Batch(batch.arrays, {n: m for n, m in batch.masks.items() if n in masked}, batch.lengths)

@@ -1,0 +1,73 @@
+"""How do draws look to the rest of the field? xarray with named dims and unit labels; a DataTree that ArviZ reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .chunks import row_mask
+from .data import Units
+from .joint.structure import Site, Structure
+
+
+def to_dataset(structure: Structure, data: Units, shared: dict[str, np.ndarray], units: dict[str, np.ndarray]) -> Any:
+    """An `xarray.Dataset` with dims (sample, plate names, event dims); places beyond a unit's own elements are NaN.
+
+    The unit dim has the units' labels as coordinates; globals have no unit dim.
+    """
+    import xarray
+
+    sites = {site.name: site for site in structure.sites}
+    variables = {}
+    for name, value in shared.items():
+        variables[name] = (("sample", *_dims(sites[name], value.shape[1:])), value)
+    for name, value in units.items():
+        value = _without_padding(sites[name], structure, data, value)
+        variables[name] = (("sample", structure.plate, *_dims(sites[name], value.shape[2:])), value)
+    ordered = {site.name: variables[site.name] for site in structure.sites if site.name in variables}
+    coords = {structure.plate: data.labels, "sample": np.arange(next(iter(ordered.values()))[1].shape[0])}
+    return xarray.Dataset(ordered, coords=coords, attrs={"model": structure.model})
+
+
+def _dims(site: Site, shape: tuple[int, ...]) -> list[str]:
+    return [name or f"{site.name}_dim_{i}" for i, name in enumerate(site.dims[: len(shape)])]
+
+
+def _without_padding(site: Site, structure: Structure, data: Units, value: np.ndarray) -> np.ndarray:
+    """Trims ragged axes to the longest unit and marks what lies beyond a unit's own elements as NaN."""
+    for axis, dim in enumerate(site.dims):
+        plate = next((p for p in structure.plates if p.name == dim and p.ragged), None)
+        if plate is None or plate.argument not in data.lengths:
+            continue
+        lengths = data.lengths[plate.argument]
+        value = np.take(value, np.arange(max(int(lengths.max(initial=0)), 1)), axis=axis + 2, mode="clip")
+        inside = row_mask(lengths, value.shape[axis + 2])
+        if inside.all():
+            continue
+        shape = [1, len(lengths)] + [1] * (value.ndim - 2)
+        shape[axis + 2] = inside.shape[1]
+        if not np.issubdtype(value.dtype, np.floating):
+            value = value.astype(np.float32)
+        value = np.where(inside.reshape(shape), value, np.nan)
+    return value
+
+
+def to_datatree(dataset: Any) -> Any:
+    """A DataTree with the group `posterior` and dims (chain=1, draw, ...), as ArviZ expects them.
+
+    With a bare `sample` dim ArviZ 0.23 would summarise all units as one.
+    """
+    import xarray
+
+    group = dataset.rename_dims(sample="draw").reset_coords("sample", drop=True) if "sample" in dataset.dims else dataset
+    group = group.assign_coords(draw=np.arange(group.sizes["draw"])).expand_dims(chain=[0])
+    return xarray.DataTree.from_dict({"posterior": group})
+
+
+def values_of(structure: Structure, values: Any) -> tuple[dict[str, np.ndarray], int | None]:
+    """(site -> array, number of samples or None) of a dict of arrays or a Dataset with or without a `sample` dim."""
+    if hasattr(values, "data_vars"):
+        count = values.sizes.get("sample")
+        return {str(name): np.asarray(v.values) for name, v in values.data_vars.items()}, count
+    return {name: np.asarray(v) for name, v in values.items()}, None

@@ -1,0 +1,173 @@
+"""What is log p? The user's NumPyro program as a density and a sampler of one unit, vmapped over units.
+
+For one unit with data d, unconstrained locals u and unconstrained globals v,
+
+    log p(d, u, v) = shared(v) + unit(d, u; v),
+
+with the Jacobians of the constraining transforms in the part whose site they belong to. The program runs with plate
+size 1; since it was probed to be separable, N units are N such runs under `vmap`, which share one `shared` part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .._types import Batch, PyTree, Terms
+from .layout import unit_to_model
+from .masks import extent_mask, observed_mask, site_log_prob
+from .observe import reading
+from .structure import Site, Structure
+from .trace import Record, run
+
+
+class Joint(eqx.Module):
+    """A NumPyro program read once; `params` holds the free values of its `param` sites and modules (θ)."""
+
+    model: Callable = eqx.field(static=True)
+    structure: Structure = eqx.field(static=True)
+    params: PyTree
+
+    @property
+    def local_size(self) -> int:
+        """Dimension of one unit's unconstrained locals."""
+        return self.structure.size("local")
+
+    @property
+    def shared_size(self) -> int:
+        """Dimension of the unconstrained globals."""
+        return self.structure.size("global")
+
+    def log_prob(self, local: Array, shared: Array, batch: Batch) -> Terms:
+        """Log density in nats of units' locals (B, d) and globals (g,), in unconstrained space, Jacobians included."""
+        axes = Terms(unit=0, shared=None)  # type: ignore[arg-type]
+        return jax.vmap(self.unit_log_prob, in_axes=(0, None, 0), out_axes=axes)(local, shared, batch)
+
+    def unit_log_prob(self, local: Array, shared: Array, unit: Batch) -> Terms:
+        """`log_prob` of one unit: locals (d,), arrays without the unit axis."""
+        records = self._run(local, shared, unit, key=jax.random.key(0))
+        masks = self._site_masks(records, unit)
+        in_unit, outside = jnp.zeros(()), jnp.zeros(())
+        for site in self.structure.of("local", "global", "observed", "factor"):
+            total = jnp.sum(site_log_prob(records[site.name], masks.get(site.name)))
+            if site.per_unit:
+                in_unit = in_unit + total
+            else:
+                outside = outside + total
+        return Terms(in_unit, outside)
+
+    def constrain(self, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
+        """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped."""
+        records = self._run(local, shared, unit, key=jax.random.key(0))
+        sites = self.structure.of("local", "global", "deterministic")
+        return {site.name: site.keep(records[site.name].value) for site in sites}
+
+    def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
+        """Unconstrained (locals, globals) of one unit's constrained `values`, and log |d constrained / d unconstrained|."""
+        free, shapes = {}, {}
+        sites = self.structure.of("local", "global")
+        given = {s.name: jnp.reshape(jnp.asarray(values[s.name]), s.model_shape) for s in sites}
+        records = run(self.model, self._arguments(unit), key=jax.random.key(0), given=given, params=self.params)
+        for site in sites:
+            free[site.name] = records[site.name].to_free()
+            shapes[site.name] = free[site.name].shape
+        local, shared = self.structure.pack("local", free), self.structure.pack("global", free)
+        placed = self._run(local, shared, unit, key=jax.random.key(0))
+        jacobian = Terms(jnp.zeros(()), jnp.zeros(()))
+        for site in sites:
+            log_det = jnp.sum(jnp.asarray(placed[site.name].jacobian))
+            step = Terms(log_det, jnp.zeros(())) if site.per_unit else Terms(jnp.zeros(()), log_det)
+            jacobian = jacobian + step
+        return local, shared, jacobian
+
+    def simulate_shared(self, key: Array, unit: Batch) -> Array:
+        """One draw of the unconstrained globals from their prior; `unit` only gives shapes."""
+        records = run(self.model, self._arguments(unit), key=key, params=self.params, simulate=True)
+        return self.structure.pack("global", {s.name: records[s.name].to_free() for s in self.structure.of("global")})
+
+    def simulate(self, key: Array, shared: Array, unit: Batch) -> tuple[Array, dict[str, Array]]:
+        """One unit from the prior given globals: unconstrained locals, and the observed arguments drawn anew.
+
+        Shapes, covariates and lengths are those of `unit`; which places are observed stays as in its masks.
+        """
+        records = run(
+            self.model,
+            self._arguments(unit),
+            key=key,
+            unconstrained=self.structure.unpack("global", shared),
+            params=self.params,
+            simulate=True,
+        )
+        free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
+        return self.structure.pack("local", free), self._responses(records, unit)
+
+    def predict(self, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
+        """One posterior-predictive draw of every observed site of one unit, unit axis dropped, by site name."""
+        records = self._run(local, shared, unit, key=key, simulate=True)
+        sites = self.structure.of("observed")
+        return {s.name: s.keep(records[s.name].value) for s in sites if s.per_unit}
+
+    def in_support(self, unit: Batch, sites: tuple[Site, ...]) -> list[Array]:
+        """Whether each observed value of one unit lies in its site's support; True under masks. One array per site."""
+        records = run(self.model, self._arguments(unit), key=jax.random.key(0), params=self.params)
+        masks = self._site_masks(records, unit)
+        found = []
+        for site in sites:
+            record = records[site.name]
+            good = record.fn.support(record.value)
+            mask = masks.get(site.name)
+            if mask is not None:
+                missing = jnp.broadcast_to(~mask, jnp.shape(record.value))
+                extra = jnp.ndim(missing) - jnp.ndim(good)
+                good = good | jnp.any(missing, axis=tuple(range(-extra, 0))) if extra else good | missing
+            found.append(jnp.squeeze(good, tuple(d + site.event_dim for d in site.dropped if d + site.event_dim < 0)))
+        return found
+
+    def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+        drawn = {}
+        for site in self.structure.of("observed"):
+            if site.argument is not None and site.per_unit:
+                like = unit.arrays[site.argument]
+                drawn[site.argument] = jnp.reshape(records[site.name].value, like.shape).astype(like.dtype)
+        return drawn
+
+    def _arguments(self, unit: Batch) -> dict[str, Array]:
+        return unit_to_model(unit.arrays, {a.name: a.axis for a in self.structure.arguments})
+
+    def _run(self, local: Array, shared: Array, unit: Batch, *, key: Array, simulate: bool = False) -> dict[str, Record]:
+        free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
+        with reading(self.model):
+            return run(
+                self.model, self._arguments(unit), key=key, unconstrained=free, params=self.params, simulate=simulate
+            )
+
+    def _site_masks(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+        axes = {a.name: a.axis for a in self.structure.arguments}
+        masks = unit_to_model(unit.masks, axes)
+        extents = {p.name: unit.lengths[p.argument] for p in self.structure.plates if p.argument in unit.lengths}
+        derived = [s for s in self.structure.of("observed") if s.argument is None and s.per_unit]
+        shadow = self._shadow(unit) if derived and unit.masks else {}
+        found = {}
+        for site in self.structure.of("observed", "factor"):
+            record = records[site.name]
+            argument_mask = shadow.get(site.name) if site.argument is None else masks.get(site.argument)
+            mask = extent_mask(record, extents) if site.role == "factor" else observed_mask(record, argument_mask, extents)
+            if mask is not None:
+                found[site.name] = mask
+        return found
+
+    def _shadow(self, unit: Batch) -> dict[str, Array]:
+        """Where is a function of the data missing? Where it is NaN when the missing data are (compiled away but for that)."""
+        holes = dict(unit.arrays)
+        for name, mask in unit.masks.items():
+            if self.structure.argument(name).role == "observed" and jnp.issubdtype(holes[name].dtype, jnp.floating):
+                holes[name] = jnp.where(mask, holes[name], jnp.nan)
+        arguments = unit_to_model(holes, {a.name: a.axis for a in self.structure.arguments})
+        records = run(self.model, arguments, key=jax.random.key(0), params=self.params)
+        derived = [s.name for s in self.structure.of("observed") if s.argument is None]
+        return {name: ~jnp.isnan(jax.lax.stop_gradient(records[name].value)) for name in derived}
+

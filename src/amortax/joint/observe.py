@@ -1,0 +1,141 @@
+"""What does one abstract run of the model show? Names, shapes, plates, supports: facts, nothing computed.
+
+Errors that the user's model raises while it is read become a `ModelError` naming the model's own line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import ImproperUniform, biject_to
+
+from .._errors import AmortaxError, ModelError
+from .masks import site_log_prob
+from .trace import Record, run
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One site of one abstract run."""
+
+    name: str
+    kind: str
+    plates: tuple[tuple[str, int, int], ...]
+    shape: tuple[int, ...] = ()
+    event_dim: int = 0
+    free_shape: tuple[int, ...] = ()
+    log_prob_shape: tuple[int, ...] = ()
+    support: str = ""
+    observed: bool = False
+    factor: bool = False
+    discrete: bool = False
+    improper: bool = False
+    argument: str | None = None
+    sizes: tuple[Any, ...] = ()  # of a plate: (size, subsample_size)
+
+
+def name_of(model: Callable) -> str:
+    """The model's name for messages."""
+    inner = getattr(model, "func", model)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+@contextlib.contextmanager
+def reading(model: Callable) -> Iterator[None]:
+    """Turns what the user's model raises into a `ModelError` with its file and line."""
+    try:
+        yield
+    except AmortaxError:
+        raise
+    except jax.errors.ConcretizationTypeError as error:
+        raise ModelError(
+            f"model '{name_of(model)}'{_line(model, error)} branches on, loops over or indexes by values of its data or "
+            f"latents, so its sites can't be read once for all units; use jnp.where, jax.lax.cond or shapes instead "
+            f"({_first_line(error)})"
+        ) from error
+    except Exception as error:
+        raise ModelError(
+            f"model '{name_of(model)}'{_line(model, error)} raised {type(error).__name__}: {_first_line(error)}{_hint(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _line(model: Callable, error: BaseException) -> str:
+    code = getattr(getattr(model, "func", model), "__code__", None)
+    if code is None:
+        return ""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == code.co_filename]
+    return f", line {lines[-1]} of {code.co_filename.rsplit('/', 1)[-1]}," if lines else ""
+
+
+def _hint(error: BaseException) -> str:
+    if "broadcast" in str(error) or "shape" in str(error):
+        return (
+            "; if plates are nested, give each its dim: the amortized plate dim=-2, the plate inside it dim=-1, "
+            "with the unit axis of every array at the same place"
+        )
+    return ""
+
+
+def observe(model: Callable, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Seen]:
+    """Runs the model abstractly on arrays of these shapes (in its own layout) and returns its sites."""
+    seen: dict[str, Seen] = {}
+
+    def program(key: Any, arguments: dict[str, Any]) -> None:
+        records = run(model, arguments, key=key)
+        seen.update({name: _see(record, arguments) for name, record in records.items()})
+
+    with reading(model):
+        jax.eval_shape(program, jax.random.key(0), dict(arrays))
+    return seen
+
+
+def _see(record: Record, arguments: Mapping[str, Any]) -> Seen:
+    if record.kind == "plate":
+        return Seen(record.name, "plate", record.plates, sizes=record.arguments)
+    if record.kind != "sample":
+        shape = jnp.shape(record.value) if record.kind == "deterministic" else ()
+        return Seen(record.name, record.kind, record.plates, shape=shape)
+    fn, value = record.fn, record.value
+    latent = not record.observed
+    discrete = bool(fn.support.is_discrete) and not record.is_factor
+    free_shape: tuple[int, ...] = ()
+    if latent and not discrete:
+        try:
+            free_shape = tuple(fn.batch_shape) + tuple(biject_to(fn.support).inverse_shape(fn.event_shape))
+        except NotImplementedError as error:
+            raise ModelError(
+                f"site '{record.name}' has support {fn.support}, for which NumPyro has no bijection to the reals; "
+                "write it with a distribution whose support biject_to knows"
+            ) from error
+    identical = [name for name, array in arguments.items() if record.observed and value is array]
+    return Seen(
+        record.name,
+        "sample",
+        record.plates,
+        shape=tuple(jnp.shape(value)),
+        event_dim=len(fn.event_shape),
+        free_shape=free_shape,
+        log_prob_shape=tuple(jnp.shape(site_log_prob(record, None))),
+        support=str(fn.support),
+        observed=record.observed,
+        factor=record.is_factor,
+        discrete=discrete,
+        improper=isinstance(_base(fn), ImproperUniform),
+        argument=identical[0] if identical else None,
+    )
+
+
+def _base(fn: Any) -> Any:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn

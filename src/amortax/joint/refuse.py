@@ -1,0 +1,89 @@
+"""What can't be amortized, and what to write instead: one check per kind of model, on facts from abstract runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._errors import ModelError
+from .observe import Seen, name_of
+
+NESTED = """write one row per unit and nest the plates:
+    with numpyro.plate("{plate}", x.shape[0], dim=-2):       # x: (units, elements)
+        z = numpyro.sample("z", ...)
+        with numpyro.plate("element", x.shape[1], dim=-1):
+            numpyro.sample("y", dist.Normal(z * x, 1.0), obs=y)
+  and group a long table with amortax.from_table(table, unit="{plate}", columns=["x", "y"])"""
+
+
+def refuse_plates(model: Callable, seen: dict[str, Seen], plate: str, num_units: int) -> None:
+    """The amortized plate must exist and have as many elements as the data has units; no plate may subsample."""
+    sizes = {s.name: s.sizes for s in seen.values() if s.kind == "plate"}
+    where = f"model '{name_of(model)}'"
+    if plate not in sizes:
+        raise ModelError(f"{where} has no plate '{plate}'; its plates are {sorted(sizes)}")
+    for name, (size, subsample) in sizes.items():
+        if subsample is not None and subsample != size:
+            raise ModelError(
+                f"plate '{name}' has its own subsample_size={subsample} of {size}; write plate('{name}', n) with n from "
+                "the shape of the data and give batch_size= to fit: minibatches are amortax's work"
+            )
+    size = sizes[plate][0]
+    if size == num_units:
+        return
+    if num_units == 1:
+        raise ModelError(
+            f"plate '{plate}' has {size} elements when the data has one unit: its size is a literal, or read from another "
+            "axis; take it from the unit axis of an argument, e.g. x.shape[0]"
+        )
+    raise ModelError(
+        f"plate '{plate}' has {size} elements but the data has {num_units} units; if rows are not units, "
+        + NESTED.format(plate=plate)
+    )
+
+
+def refuse_sites(model: Callable, seen: dict[str, Seen], plate: str) -> None:
+    """Kinds of site that have no per-unit density: mutable state, scan, parameters per unit, terms counted twice."""
+    for site in seen.values():
+        if site.kind == "mutable":
+            raise ModelError(f"site '{site.name}' is mutable; batch statistics and other state can't be amortized: use a module without it")
+        if site.kind == "control_flow":
+            raise ModelError(f"site '{site.name}' is a scan or cond; sequence models are not supported yet: write the steps as one distribution")
+        if site.kind == "sample":
+            _refuse_counted_twice(site)
+    if not any(s.kind == "sample" for s in seen.values()):
+        raise ModelError(f"model '{name_of(model)}' has no sample site")
+
+
+def _refuse_counted_twice(site: Seen) -> None:
+    if not site.plates:
+        return
+    expected = [1] * max(-dim for _, dim, _ in site.plates)
+    for _, dim, size in site.plates:
+        expected[dim] = size
+    got = (1,) * (len(expected) - len(site.log_prob_shape)) + site.log_prob_shape
+    if got != tuple(expected):
+        plates = ", ".join(f"{name}: dim={dim}, size {size}" for name, dim, size in site.plates)
+        raise ModelError(
+            f"site '{site.name}' has log densities of shape {site.log_prob_shape} for one unit, but its plates ({plates}) "
+            f"say {tuple(expected)}: values and plates broadcast against each other; give nested plates their dim "
+            "(the amortized one dim=-2, the one inside dim=-1) and parameters the matching axes (x[:, None])"
+        )
+
+
+def refuse_latents(seen: dict[str, Seen], ragged: set[str], plate: str) -> None:
+    """Latents that this version has no family for: discrete ones, and ones inside a ragged plate."""
+    for site in seen.values():
+        if site.kind != "sample" or site.observed:
+            continue
+        where = "in" if any(name == plate for name, _, _ in site.plates) else "outside"
+        if site.discrete:
+            raise ModelError(
+                f"site '{site.name}' is a discrete latent {where} plate '{plate}' (support {site.support}); "
+                "sum it out, e.g. with numpyro.distributions.MixtureSameFamily, or observe it"
+            )
+        inside = [name for name, _, _ in site.plates if name in ragged]
+        if inside:
+            raise ModelError(
+                f"site '{site.name}' is a latent inside the ragged plate '{inside[0]}': its number of values differs by "
+                f"unit; make '{inside[0]}' the amortized plate, or integrate '{site.name}' out"
+            )

@@ -1,0 +1,156 @@
+"""What is in a model? Sites, plates and arguments as plain facts: hashable, printable, and stored with a posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from jax import Array
+from jax import numpy as jnp
+
+from .._errors import ArtifactError
+
+Role = Literal["local", "global", "observed", "factor", "deterministic"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A site of the model as one unit sees it (plate of size 1)."""
+
+    name: str
+    role: Role
+    per_unit: bool  # inside the amortized plate
+    dims: tuple[str | None, ...]  # a name for every kept axis: an inner plate's, or None for an event axis
+    kept_shape: tuple[int, ...]  # the value without the unit axis and without axes that only broadcast
+    dropped: tuple[int, ...]  # the axes left out, counted from the right
+    model_shape: tuple[int, ...]  # the value as the model sees it
+    event_dim: int
+    free_shape: tuple[int, ...]  # unconstrained value, in the model's layout; () unless latent
+    support: str
+    argument: str | None = None  # observed through this argument itself
+    unit_dim: int = 0  # the plate's dim, 0 outside it
+    checkable: bool = False  # observed, with a support that depends on no latent
+
+    def facts(self) -> tuple[Any, ...]:
+        """What makes it the same site, whatever the lengths of the data."""
+        shape = self.free_shape if self.role in ("local", "global") else self.event_dim
+        return (self.role, "per unit" if self.per_unit else "shared", self.dims, shape, self.support, self.argument)
+
+    @property
+    def free_size(self) -> int:
+        """Dimension of the unconstrained value."""
+        return math.prod(self.free_shape)
+
+    def keep(self, value: Array) -> Array:
+        """One unit's value without the unit axis and the axes that only broadcast."""
+        return jnp.squeeze(value, self.dropped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument of the model that varies by unit."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]  # of one unit; None along the ragged axis
+    axis: int  # where the unit axis stands in the model's own layout
+    role: Literal["observed", "covariate"]
+    plate: str | None = None  # the inner plate along which its elements lie
+    plate_axis: int = 0  # the axis of one unit's array along that plate
+    masked: bool = False
+    categories: int | None = None  # an index into an axis of this length
+    positive: bool = False  # observed counts or positive numbers: encoders also see the logarithm
+
+    def facts(self) -> tuple[Any, ...]:
+        """What makes it the same argument."""
+        return (self.dtype, self.shape, self.axis, self.role, self.categories)
+
+    @property
+    def ragged(self) -> bool:
+        """True where units differ in length."""
+        return None in self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerPlate:
+    """A plate inside the amortized one."""
+
+    name: str
+    ragged: bool
+    exchangeable: bool  # probed: permuting the elements changes no density
+    argument: str | None  # the ragged argument whose length is this plate's
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The model as read and probed: everything that later parts need to know about it."""
+
+    model: str
+    plate: str
+    sites: tuple[Site, ...]
+    arguments: tuple[Argument, ...]
+    plates: tuple[InnerPlate, ...]
+    params: tuple[str, ...]
+    cannot_simulate: str = ""  # the reason, or empty
+
+    def of(self, *roles: Role) -> tuple[Site, ...]:
+        """Sites with one of the roles, in the model's order."""
+        return tuple(site for site in self.sites if site.role in roles)
+
+    def size(self, role: Literal["local", "global"]) -> int:
+        """Total unconstrained dimension of the local or the global sites."""
+        return sum(site.free_size for site in self.of(role))
+
+    def argument(self, name: str) -> Argument:
+        """The argument called `name`."""
+        return next(argument for argument in self.arguments if argument.name == name)
+
+    def unpack(self, role: Literal["local", "global"], flat: Array) -> dict[str, Array]:
+        """Splits a flat unconstrained vector into the sites' unconstrained values, in the model's layout."""
+        values, start = {}, 0
+        for site in self.of(role):
+            values[site.name] = jnp.reshape(flat[start : start + site.free_size], site.free_shape)
+            start += site.free_size
+        return values
+
+    def pack(self, role: Literal["local", "global"], values: dict[str, Array]) -> Array:
+        """The inverse of `unpack`."""
+        parts = [jnp.ravel(values[site.name]) for site in self.of(role)]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON of every field."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(spec: dict[str, Any]) -> Structure:
+        """The structure that `to_json` wrote; unknown or missing fields are an error."""
+        try:
+            return Structure(
+                **{
+                    **spec,
+                    "sites": tuple(Site(**_tuples(site)) for site in spec["sites"]),
+                    "arguments": tuple(Argument(**_tuples(argument)) for argument in spec["arguments"]),
+                    "plates": tuple(InnerPlate(**plate) for plate in spec["plates"]),
+                    "params": tuple(spec["params"]),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise ArtifactError(f"the stored structure can't be read: {error}; written by another version") from error
+
+    def difference(self, other: Structure) -> str:
+        """The first difference in words, empty if equal; names of functions, lengths and probed facts may differ."""
+        for name, facts in (("site", Site.facts), ("argument", Argument.facts)):
+            mine = {x.name: facts(x) for x in (self.sites if name == "site" else self.arguments)}
+            yours = {x.name: facts(x) for x in (other.sites if name == "site" else other.arguments)}
+            for key in [*mine, *(k for k in yours if k not in mine)]:
+                if mine.get(key) != yours.get(key):
+                    return f"{name} '{key}': stored {mine.get(key, 'none')}, this model has {yours.get(key, 'none')}"
+        if self.params != other.params:
+            return f"parameters: stored {self.params}, this model has {other.params}"
+        return ""
+
+
+def _tuples(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}

@@ -1,0 +1,192 @@
+"""How is a guide chosen? From the structure of the model: blocks, encoder, head and families, each open to the user.
+
+`amortize` reads and probes the model, checks the data and returns a `Plan`: frozen, printable, stored as JSON beside
+the trained numbers, and enough to build the guide's skeleton without data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._errors import DataError, GuideError
+from ._recipe import Recipe, from_json
+from ._types import Fixed
+from .describe import describe
+from .encoders.base import Feature, Inputs
+from .encoders.dense import dense
+from .encoders.sets import attention_set, deep_set
+from .families.normal import diagonal, full, low_rank
+from .guide import Block, Guide
+from .heads import concatenate, newton
+from .intake import as_units, to_batch
+from .joint.joint import Joint
+from .joint.probe import initial_params, probe
+from .joint.read import read
+from .joint.structure import Structure
+from .joint.values import check_values
+
+RECIPES: Mapping[str, type[Recipe]] = {
+    r.__name__: r for r in (dense, deep_set, attention_set, diagonal, full, low_rank, concatenate, newton)
+}
+FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be built; `print(plan)` shows it. Recipes are None where there is nothing to build."""
+
+    model: Callable
+    structure: Structure
+    inputs: Inputs
+    encoder: Recipe | None
+    head: Recipe | None
+    family: Recipe | None
+    shared_family: Recipe | None
+
+    def build(self, key: Array) -> Guide:
+        """The guide with fresh parameters; whitening and standardisation are neutral until `fit` sets them."""
+        keys = jax.random.split(key, 4)
+        local_size, shared_size = self.structure.size("local"), self.structure.size("global")
+        shared = local = encoder = head = None
+        if self.shared_family is not None:
+            shared = Block(self.shared_family.build(shared_size, 0, key=keys[0]), _neutral(shared_size))
+        if self.family is not None and self.encoder is not None:
+            encoder = self.encoder.build(self.inputs, key=keys[1])
+            told = encoder.context_size
+            if self.head is not None:
+                head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
+                told = head.told_size
+            local = Block(self.family.build(local_size, told, key=keys[3]), _neutral(local_size))
+        return Guide(shared, local, encoder, head)
+
+    def skeleton(self) -> Guide:
+        """The guide with shapes for arrays."""
+        return eqx.filter_eval_shape(self.build, jax.random.key(0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the model."""
+        recipes = {n: getattr(self, n) for n in ("encoder", "head", "family", "shared_family")}
+        return {
+            "structure": self.structure.to_json(),
+            "recipes": {name: None if recipe is None else recipe.to_json() for name, recipe in recipes.items()},
+        }
+
+    @staticmethod
+    def from_json(spec: dict[str, Any], model: Callable) -> Plan:
+        """The plan that `to_json` wrote, with the user's model."""
+        structure = Structure.from_json(spec["structure"])
+        recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
+        return Plan(model, structure, inputs_of(structure), **recipes)
+
+    def __str__(self) -> str:
+        return describe(self)
+
+
+def _neutral(size: int) -> Fixed:
+    return Fixed({"center": jnp.zeros(size), "scale": jnp.ones(size)})
+
+
+def inputs_of(structure: Structure) -> Inputs:
+    """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays."""
+    sets = {p.name for p in structure.plates if p.exchangeable or p.ragged}
+    ordered = tuple(p.name for p in structure.plates if p.ragged and not p.exchangeable)
+    features = tuple(
+        Feature(
+            a.name,
+            a.shape,
+            a.plate if a.plate in sets else None,
+            a.plate_axis,
+            a.masked,
+            a.role == "observed",
+            a.categories,
+            a.positive,
+        )
+        for a in structure.arguments
+    )
+    return Inputs(features, ordered)
+
+
+def choose(
+    model: Callable,
+    structure: Structure,
+    *,
+    encoder: Recipe | None,
+    head: Recipe | None,
+    family: Recipe | None,
+    shared_family: Recipe | None,
+) -> Plan:
+    """Fills in what the user left open."""
+    inputs = inputs_of(structure)
+    local, shared = structure.size("local"), structure.size("global")
+    if not local:
+        _refuse({"encoder": encoder, "family": family, "head": head}, "the model has no local latents")
+    if not shared:
+        _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
+    chosen: dict[str, Recipe | None] = dict.fromkeys(("encoder", "head", "family", "shared_family"))
+    if local:
+        chosen["encoder"] = encoder or (deep_set() if inputs.plates else dense())
+        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), 1 if shared else 0)
+    if shared:
+        chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
+    if local and shared:
+        chosen["head"] = head or (newton() if local <= NEWTON_LOCAL or shared > 32 else concatenate())
+    plan = Plan(model, structure, inputs, **chosen)
+    plan.skeleton()  # a recipe that does not fit says so now
+    return plan
+
+
+def _refuse(given: dict[str, Recipe | None], why: str) -> None:
+    for name, recipe in given.items():
+        if recipe is not None:
+            raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
+
+
+def _with_depth(family: Recipe, depth: int) -> Recipe:
+    return dataclasses.replace(family, depth=depth) if getattr(family, "depth", 0) is None else family
+
+
+def amortize(
+    model: Callable,
+    data: Any,
+    *,
+    plate: str,
+    encoder: Recipe | None = None,
+    family: Recipe | None = None,
+    shared_family: Recipe | None = None,
+    head: Recipe | None = None,
+) -> Plan:
+    """Reads and probes `model`, checks `data`, and plans the guide; nothing is trained, no key is needed.
+
+    **Arguments:**
+
+    - `model`: an ordinary NumPyro model; its arguments are found in `data` by name. Bind constants with
+      `functools.partial`.
+    - `data`: a dict of arrays (unit axis first) or of lists of arrays (ragged), a `Units`, or what `units` takes.
+    - `plate`: the plate whose elements are the units.
+    - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
+      the globals, and for how locals follow the globals. None: chosen from the model.
+
+    **Returns** a `Plan`: `print` shows it, `fit` trains it.
+
+    **Raises** `ModelError` for what can't be amortized, `DataError` for impossible data, `GuideError` for a recipe
+    that doesn't fit; each names the site or argument and what to do.
+    """
+    found = as_units(data, model, plate)
+    if len(found) < 2:
+        raise DataError(
+            f"data has {len(found)} unit of plate '{plate}'; amortizing needs several to learn from: "
+            "check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )
+    batch = to_batch(found)
+    structure = read(model, batch, found.axes, plate)
+    params = initial_params(model, structure, batch, jax.random.key(0))
+    check_values(Joint(model, structure, params), batch, found.labels.tolist())
+    structure = probe(model, structure, batch, params, jax.random.key(0))
+    return choose(model, structure, encoder=encoder, head=head, family=family, shared_family=shared_family)

@@ -1,0 +1,214 @@
+"""What does the user keep? A trained (joint, guide) with its plan and record; every verb calls a function below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from . import answer
+from ._errors import ArtifactError, DataError
+from ._types import PyTree, Terms
+from .artifact import read_artifact, write_artifact
+from .checks.check import check
+from .checks.report import Report
+from .data import TableSchema, Units
+from .guide import Guide
+from .intake import conform
+from .interop import to_dataset, values_of
+from .joint.joint import Joint
+from .joint.reread import matching_params
+from .plan import Plan
+from .train.record import Record
+
+
+class Posterior(eqx.Module):
+    """A trained amortized posterior: `sample`, `log_prob`, `predict`, `check`, `save` for any new units."""
+
+    plan: Plan = eqx.field(static=True)
+    joint: Joint
+    guide: Guide
+    record: Record = eqx.field(static=True)
+    schema: TableSchema | None = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        r = self.record
+        return f"{self.plan}\ntrained on {r.num_units:,} units, {r.num_steps:,} steps, {r.seconds:.1f} s ({r.stopped})"
+
+    def __repr__(self) -> str:
+        return f"Posterior(model={self.plan.structure.model}, plate={self.plan.structure.plate})"
+
+    def sample(self, data: Any, *, num_samples: int, key: Array) -> Any:
+        """Posterior draws of the globals, and of every unit's locals given them.
+
+        **Arguments:** `data` units to answer for, in the form used for training, any number of them;
+        `num_samples` draws of each; `key` a typed JAX key. A unit's draws depend on the key and its place in `data`,
+        not on how many units or draws are asked for.
+
+        **Returns** an `xarray.Dataset` with dims (sample, plate names, event dims), unit labels as coordinates,
+        deterministic sites included.
+
+        **Raises** `DataError` for data of another form, or impossible values.
+        """
+        found = self._conform(data, num_samples)
+        return to_dataset(self._structure, found, *answer.sample(self.joint, self.guide, found, num_samples, key))
+
+    def predict(self, data: Any, *, num_samples: int, key: Array, at: Any = None) -> Any:
+        """Posterior-predictive draws of the observed sites, missing cells included.
+
+        **Arguments:** as for `sample`; `at` new covariates of the same units, in the same order (their responses are
+        not needed), None for the units' own.
+
+        **Returns** an `xarray.Dataset` as `sample` does.
+        """
+        found = self._conform(data, num_samples)
+        place = found if at is None else self._conform(complete_responses(at, found, self.joint), num_samples)
+        if len(place) != len(found):
+            raise DataError(f"at has {len(place)} units but data has {len(found)}; give the same units in the same order")
+        drawn = answer.predict(self.joint, self.guide, found, place, num_samples, key)
+        return to_dataset(self._structure, place, *drawn)
+
+    def log_prob(self, values: Any, data: Any) -> Terms:
+        """log q of constrained `values`, Jacobian included, in nats: one number per unit, and one for the globals.
+
+        **Arguments:** `values` site -> array with the unit axis first for locals, or a Dataset of draws, whose
+        `sample` dim then leads both parts of the answer; `data` the units.
+        """
+        found = self._conform(data, 1)
+        arrays, count = values_of(self._structure, values)
+        arrays = {s.name: _value(arrays, s.name) for s in self._structure.of("local", "global")}
+        if count is None:
+            return answer.log_prob(self.joint, self.guide, found, arrays)
+        each = [answer.log_prob(self.joint, self.guide, found, {n: v[i] for n, v in arrays.items()}) for i in range(count)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    def encode(self, data: Any) -> np.ndarray:
+        """Context vectors (units, context)."""
+        found = self._conform(data, 1)
+        return answer.encode(self.joint, self.guide, found)
+
+    def check(self, data: Any, *, key: Array, training: Any = None, num_samples: int = 500) -> Report:
+        """Judges q against the model, unit by unit, and the globals as a whole.
+
+        **Arguments:** `data` units to judge; `training` all training units, which the judgement of the globals needs
+        unless `data` are those; `num_samples` draws per unit and draw of the globals.
+
+        **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
+        """
+        found = self._conform(data, num_samples)
+        known = None if training is None else self._conform(training, num_samples)
+        for candidate in (found, known):
+            if candidate is not None and candidate.fingerprint() == self.record.data_fingerprint:
+                return check(self.joint, self.guide, found, candidate, key=key, num_samples=num_samples, about=self._about())
+        if known is not None:
+            raise DataError("training= are not the units that this posterior was trained on; give exactly those, in their order")
+        return check(self.joint, self.guide, found, None, key=key, num_samples=num_samples, about=self._about())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one file: everything but the model, checked by SHA-256 when it is read again."""
+        content = {
+            "plan": self.plan.to_json(),
+            "record": self.record.to_json(),
+            "schema": None if self.schema is None else self.schema.to_json(),
+        }
+        write_artifact(path, content, dict(_named(_arrays(self.joint, self.guide))))
+
+    @property
+    def _structure(self) -> Any:
+        return self.plan.structure
+
+    def _conform(self, data: Any, num_samples: int) -> Units:
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise DataError(f"num_samples must be a whole number from 1, got {num_samples!r}")
+        return conform(data, self.joint)
+
+    def _about(self) -> dict[str, str]:
+        structure, record = self._structure, self.record
+        return {
+            "model": structure.model,
+            "plate": structure.plate,
+            "plan": str(self.plan),
+            "training": f"{record.num_units} units, {record.num_steps} steps, stopped: {record.stopped}",
+            "versions": ", ".join(f"{name} {version}" for name, version in record.versions),
+        }
+
+
+def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
+    """Reads a saved posterior; `model` is the function it was trained with.
+
+    **Raises** `ArtifactError` if any bit of the file is wrong, or if `model` has other sites, supports or shapes.
+    """
+    content, arrays = read_artifact(path)
+    try:
+        plan = Plan.from_json(content["plan"], model)
+        record = Record.from_json(content["record"])
+        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: the description of the posterior lacks {error}; it was written by another version") from error
+    params = matching_params(model, plan.structure, os.fspath(path))
+    joint, guide = Joint(model, plan.structure, params), plan.skeleton()
+    return Posterior(plan, *_filled(joint, guide, arrays, os.fspath(path)), record, schema)
+
+
+def _arrays(joint: Joint, guide: Guide) -> PyTree:
+    return (joint.params, eqx.filter(guide, lambda x: hasattr(x, "shape")))
+
+
+def _named(tree: PyTree) -> list[tuple[str, np.ndarray]]:
+    return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str) -> tuple[Joint, Guide]:
+    """The skeleton with the stored arrays in their places."""
+    wanted = _arrays(joint, guide)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(wanted)
+    names = [jax.tree_util.keystr(where) for where, _ in leaves]
+    if set(names) != set(arrays):
+        raise ArtifactError(
+            f"{path}: arrays {sorted(set(names) ^ set(arrays))[:3]} are not in both the file and the model; "
+            "give the model that was trained"
+        )
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if tuple(leaf.shape) != arrays[name].shape:
+            raise ArtifactError(f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}")
+    params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
+    static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
+    return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
+
+
+def _value(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in arrays:
+        raise DataError(f"values has no site '{name}'; it has {sorted(arrays)}")
+    return arrays[name]
+
+
+def complete_responses(at: Any, data: Units, joint: Joint) -> Any:
+    """`at` with placeholders for the observed arguments it lacks: they are drawn, only their shapes count."""
+    from .data import units
+
+    structure = joint.structure
+    if isinstance(at, Units):
+        arrays, lengths = dict(at.arrays), dict(at.lengths)
+        given: dict[str, Any] = {n: [x[: lengths[n][i]] for i, x in enumerate(v)] if n in lengths else v for n, v in arrays.items()}
+    else:
+        given = dict(at)
+    for argument in structure.arguments:
+        if argument.name in given or argument.role != "observed":
+            continue
+        beside = [a.name for a in structure.arguments if a.plate == argument.plate and a.name in given and a.role == "covariate"]
+        fill = data.arrays[argument.name]
+        if argument.ragged and not beside:
+            raise DataError(f"at needs '{argument.name}' or a covariate along '{argument.plate}' to know how many elements to predict")
+        if argument.ragged:
+            sizes = [len(x) for x in given[beside[0]]]
+            given[argument.name] = [np.repeat(fill[0, :1], n, axis=0) for n in sizes]
+        else:
+            count = len(next(iter(given.values())))
+            given[argument.name] = np.repeat(fill[:1], count, axis=0)
+    return units(given, name=structure.plate, axes={a.name: a.axis for a in structure.arguments if a.axis} or None)

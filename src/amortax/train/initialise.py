@@ -1,0 +1,75 @@
+"""Where does training start? Parameters drawn, inputs standardised on the training data, latents whitened by the prior.
+
+Whitening uses medians and quartiles of draws from the prior, not means and deviations: a Cauchy prior has neither.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._types import Batch, Fixed
+from ..encoders.base import training_statistics
+from ..guide import Guide
+from ..joint.joint import Joint
+from ..joint.probe import initial_params
+from ..plan import Plan
+
+PRIOR_DRAWS = 1000
+QUARTILE = 0.6744897501960817  # of the standard normal
+
+
+def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
+    """The pair before the first step; `data` are all training units (host arrays)."""
+    param_key, build_key, prior_key = jax.random.split(key, 3)
+    joint = Joint(plan.model, plan.structure, initial_params(plan.model, plan.structure, data, param_key))
+    guide = jax.jit(lambda k: eqx.filter(plan.build(k), eqx.is_array))(build_key)
+    guide = eqx.combine(guide, plan.skeleton())
+    if guide.encoder is not None:
+        statistics = training_statistics(plan.inputs, data)
+        guide = eqx.tree_at(
+            lambda g: g.encoder.features.statistics, guide, Fixed(jax.tree.map(jnp.asarray, statistics))
+        )
+    shared, local = prior_whitening(joint, data, prior_key)
+    if guide.shared is not None:
+        guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(shared))
+    if guide.local is not None:
+        guide = eqx.tree_at(lambda g: g.local.whitening, guide, Fixed(local))
+    return joint, guide
+
+
+def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Center and scale of globals and of locals in unconstrained space, over draws of the prior at the data's covariates."""
+    size = len(next(iter(data.arrays.values())))
+    rows = np.arange(min(PRIOR_DRAWS, size))
+    rows = np.resize(rows, PRIOR_DRAWS)
+    units = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
+    if "improper" in joint.structure.cannot_simulate:
+        return _neutral(joint.shared_size), _neutral(joint.local_size)
+    shared, local = _simulate(joint, jax.random.split(key, PRIOR_DRAWS), units)
+    return _quartiles(np.asarray(shared)), _quartiles(np.asarray(local))
+
+
+@eqx.filter_jit
+def _simulate(joint: Joint, keys: Array, units: Batch) -> tuple[Array, Array]:
+    def draw(key: Array, unit: Batch) -> tuple[Array, Array]:
+        shared_key, local_key = jax.random.split(key)
+        shared = joint.simulate_shared(shared_key, unit)
+        return shared, joint.simulate(local_key, shared, unit)[0]
+
+    return jax.vmap(draw)(keys, units)
+
+
+def _neutral(size: int) -> dict[str, Array]:
+    return {"center": jnp.zeros(size), "scale": jnp.ones(size)}
+
+
+def _quartiles(draws: np.ndarray) -> dict[str, Array]:
+    draws = np.where(np.isfinite(draws), draws.astype(np.float64), np.nan)
+    draws = np.where(np.isnan(draws).all(axis=0, keepdims=True), 0.0, draws)
+    low, middle, high = np.nanquantile(draws, [0.25, 0.5, 0.75], axis=0) if draws.shape[1] else np.zeros((3, 0))
+    scale = (high - low) / (2 * QUARTILE)
+    return {"center": jnp.asarray(middle), "scale": jnp.asarray(np.where(scale > 1e-8, scale, 1.0))}

@@ -1,0 +1,40 @@
+"""What happened in a training run? Plain numbers, stored with the posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The run that made a posterior. Bounds are of training batches, in nats per unit, at the time they were passed."""
+
+    num_units: int
+    num_steps: int
+    batch_size: int
+    seconds: float
+    stopped: str  # "converged", "num_steps", "limit", "interrupted", "validation"
+    skipped_steps: int  # steps rolled back because something was not finite
+    step: tuple[int, ...] = ()  # at the end of every block
+    elbo_per_unit: tuple[float, ...] = ()  # mean over the block
+    validation_elbo_per_unit: tuple[float, ...] = ()
+    data_fingerprint: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def units_per_second(self) -> float:
+        """Units passed per second of training, compiling included."""
+        return self.num_steps * self.batch_size / max(self.seconds, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(spec: dict[str, Any]) -> Record:
+        """The record that `to_json` wrote."""
+        known = {f.name for f in dataclasses.fields(Record)}
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k in known}
+        plain["versions"] = tuple(tuple(pair) for pair in spec.get("versions", ()))
+        return Record(**plain)

@@ -1,0 +1,216 @@
+"""Who drives training? Python between compiled blocks: indices in, bounds out, when to slow down, when to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from .._errors import FitError
+from .._types import Batch, PyTree
+from ..guide import Guide
+from ..joint.joint import Joint
+from ..objectives.base import AbstractObjective
+from .progress import Progress
+from .record import Record
+from .schedule import Schedule, adam, set_step_size
+from .step import Setting, State, held_out_elbo, run_block, split_trainable, unit_elbos
+
+BLOCK = 100  # steps per visit to the host
+MOST_SKIPPED = 3
+MOST_STEPS = 30_000
+RESIDENT_BYTES = 4 << 30  # data up to this size stays on the device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """How to train; everything has a default.
+
+    - `num_steps`: exactly so many; None: until the bound stops rising.
+    - `batch_size`: units per step; None: all of them up to 512, else 256.
+    - `validation`: held-out units (`Units`) for early stopping; None: chosen by the kind of model.
+    - `progress`: a bar on standard error; None: if it is a terminal.
+    """
+
+    num_steps: int | None = None
+    batch_size: int | None = None
+    validation: Any = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise FitError(f"{name} must be a whole number from 1, got {value!r}")
+
+
+@dataclasses.dataclass
+class _Progression:
+    """What the loop has seen so far, and the best state."""
+
+    best: PyTree
+    best_elbo: float = -np.inf
+    means: list[float] = dataclasses.field(default_factory=list)
+    errors: list[float] = dataclasses.field(default_factory=list)
+    steps: list[int] = dataclasses.field(default_factory=list)
+    held_out: list[float] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    stopped: str = "converged"
+
+
+def train(
+    joint: Joint,
+    guide: Guide,
+    data: Batch,
+    *,
+    key: Array,
+    objective: AbstractObjective,
+    optimizer: optax.GradientTransformation | None,
+    run: Run,
+    held_out: Batch | None,
+    labels: Any,
+) -> tuple[Joint, Guide, Record]:
+    """Trains (joint, guide) on host `data`; returns the best pair and the record. Ctrl-C returns the best so far."""
+    size = len(next(iter(data.arrays.values())))
+    batch_size = min(run.batch_size or (size if size <= 512 else 256), size)
+    resident = sum(x.nbytes for x in jax.tree.leaves(data)) <= RESIDENT_BYTES
+    transformation = optax.with_extra_args_support(optimizer or adam())
+    params, rest = split_trainable(joint, guide)
+    setting = Setting(
+        rest, objective, transformation, jax.tree.map(jnp.asarray, data) if resident else None, jnp.asarray(float(size))
+    )
+    seed_key, key = jax.random.split(key)
+    source = _sources(data, size, batch_size, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
+    state = State(_copy(params), transformation.init(params), key, jnp.zeros((), jnp.int32))
+    schedule = Schedule(run.num_steps, MOST_STEPS)
+    seen, start = _Progression(best=params), time.perf_counter()
+    with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
+        try:
+            _loop(setting, state, source, schedule, seen, held_out, progress, batch_size, labels)
+        except KeyboardInterrupt:
+            seen.stopped = "interrupted"
+    joint, guide = eqx.combine(seen.best, rest)
+    record = Record(
+        num_units=size,
+        num_steps=seen.steps[-1] if seen.steps else 0,
+        batch_size=batch_size,
+        seconds=time.perf_counter() - start,
+        stopped=seen.stopped,
+        skipped_steps=seen.skipped,
+        step=tuple(seen.steps),
+        elbo_per_unit=tuple(seen.means),
+        validation_elbo_per_unit=tuple(seen.held_out),
+    )
+    return joint, guide, record
+
+
+def _loop(
+    setting: Setting,
+    state: State,
+    source: Iterator[PyTree],
+    schedule: Schedule,
+    seen: _Progression,
+    held_out: Batch | None,
+    progress: Progress,
+    batch_size: int,
+    labels: Any,
+) -> None:
+    validation_key = jax.random.key(7)
+    step = 0
+    while True:
+        count = BLOCK if schedule.num_steps is None else min(BLOCK, schedule.num_steps - step)
+        rows = next(source)
+        state = eqx.tree_at(lambda s: s.optimizer, state, set_step_size(state.optimizer, schedule.factor(step)))
+        state, result = run_block((setting, rows, jnp.asarray(count)), state)
+        elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
+        step += count
+        _count_skipped(setting, state, rows, finite, seen, step - count, labels)
+        good = elbo[finite]
+        seen.steps.append(step)
+        seen.means.append(float(good.mean()) if len(good) else float("nan"))
+        seen.errors.append(float(good.std() / np.sqrt(max(len(good), 1))) if len(good) else float("inf"))
+        judged = seen.means[-1]
+        if held_out is not None:
+            judged = float(held_out_elbo(setting.objective, state.params, setting.rest, held_out, validation_key))
+            seen.held_out.append(judged)
+        if np.isfinite(judged) and judged > seen.best_elbo:
+            seen.best, seen.best_elbo = _copy(state.params), judged
+        progress.update(step, seen.means[-1], step * batch_size)
+        if _overfits(seen.held_out):
+            seen.stopped = "validation"
+            return
+        if schedule.finished(step, seen.means, seen.errors):
+            seen.stopped = _why(schedule, step)
+            return
+
+
+def _why(schedule: Schedule, step: int) -> str:
+    if schedule.num_steps is not None:
+        return "num_steps"
+    return "limit" if step >= schedule.limit else "converged"
+
+
+def _overfits(held_out: list[float], patience: int = 20) -> bool:
+    """No better bound on the held-out units for `patience` blocks."""
+    return len(held_out) > patience and max(held_out[-patience:]) <= max(held_out[:-patience])
+
+
+def _count_skipped(
+    setting: Setting, state: State, rows: PyTree, finite: np.ndarray, seen: _Progression, start: int, labels: Any
+) -> None:
+    bad = np.flatnonzero(~finite)
+    seen.skipped += len(bad)
+    if seen.skipped <= MOST_SKIPPED:
+        return
+    raise FitError(
+        f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at step "
+        f"{start + int(bad[0]) + 1}{_name_units(setting, state, rows, int(bad[0]), labels)}; look at those units, "
+        "scale extreme covariates, or use narrower priors"
+    )
+
+
+def _name_units(setting: Setting, state: State, rows: PyTree, at: int, labels: Any) -> str:
+    """The labels of the units in a bad batch whose own bound is not finite."""
+    batch = jax.tree.map(lambda x: x[at], rows)
+    index = None
+    if setting.data is not None:
+        index = np.asarray(batch) if batch.shape[0] else np.arange(len(labels))
+        batch = jax.tree.map(lambda x: x[jnp.asarray(index)], setting.data)
+    each = np.asarray(unit_elbos(state.params, setting.rest, batch, jax.random.key(0)))
+    wrong = np.flatnonzero(~np.isfinite(each))
+    if index is None or not len(wrong):
+        return ""
+    return f", units {[labels[i] for i in index[wrong][:5]]}"
+
+
+def _sources(
+    data: Batch, size: int, batch_size: int, resident: bool, generator: np.random.Generator
+) -> Iterator[PyTree]:
+    """What every block reads: indices into resident data, or the rows themselves; epochs shuffled on the host."""
+    if batch_size == size and resident:
+        while True:
+            yield jnp.zeros((BLOCK, 0), jnp.int32)
+    order = np.empty(0, np.int64)
+    need = BLOCK * batch_size
+    gather: Callable = (lambda rows: jnp.asarray(rows, jnp.int32)) if resident else _gather(data)
+    while True:
+        while len(order) < need:
+            order = np.concatenate([order, generator.permutation(size)])
+        rows, order = order[:need], order[need:]
+        yield gather(rows.reshape(BLOCK, batch_size))
+
+
+def _gather(data: Batch) -> Callable[[np.ndarray], Batch]:
+    return lambda rows: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

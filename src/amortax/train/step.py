@@ -1,0 +1,111 @@
+"""What is one training step? Gradient, clipped update, roll-back if anything is not finite; many steps to a block.
+
+A block is one compiled loop whose trip count is data, so that neither another number of steps nor a second `fit` of
+equal shapes compiles again. Floats leave the device only between blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from .._types import Batch, PyTree, trainable
+from ..guide import Guide
+from ..joint.joint import Joint
+from ..objectives.base import AbstractObjective
+
+
+class State(eqx.Module):
+    """All that a step changes; donated from block to block."""
+
+    params: PyTree  # trainable part of (joint, guide)
+    optimizer: Any
+    key: Array
+    step: Int[Array, ""]
+
+
+class Setting(eqx.Module):
+    """All that stays: the untrained part of (joint, guide), the data if it is resident, and what to do."""
+
+    rest: PyTree
+    objective: AbstractObjective
+    optimizer: optax.GradientTransformationExtraArgs = eqx.field(static=True)
+    data: Batch | None
+    num_units: Array
+
+
+class BlockResult(eqx.Module):
+    """Of every step of the block (entries beyond the trip count are zero)."""
+
+    elbo_per_unit: Float[Array, " steps"]
+    finite: Array
+
+
+def split_trainable(joint: Joint, guide: Guide) -> tuple[PyTree, PyTree]:
+    """(trained arrays, everything else) of the pair."""
+    pair = (joint, guide)
+    return eqx.partition(pair, trainable(pair))
+
+
+def take_step(setting: Setting, state: State, batch: Batch) -> tuple[State, Array, Array]:
+    """One update; a step whose loss or gradient is not finite changes nothing but the key. Returns (state, elbo, finite)."""
+    key, noise = jax.random.split(state.key)
+
+    def loss_of(params: PyTree) -> tuple[Array, Array]:
+        joint, guide = eqx.combine(params, setting.rest)
+        loss = setting.objective(noise, guide, joint, batch, setting.num_units)
+        return loss.value, loss.elbo_per_unit
+
+    (value, elbo), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+    updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params, value=value)
+    params = optax.apply_updates(state.params, updates)
+    params, optimizer = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, optimizer), (state.params, state.optimizer)
+    )
+    return State(params, optimizer, key, state.step + 1), elbo, finite
+
+
+@eqx.filter_jit(donate="all-except-first")
+def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State, BlockResult]:
+    """Runs `count` steps; `fixed` is (setting, indices (steps, B) or batches (steps, B, ...), count)."""
+    setting, source, count = fixed
+    length = jax.tree.leaves(source)[0].shape[0]
+
+    def body(i: Array, carry: tuple[State, BlockResult]) -> tuple[State, BlockResult]:
+        state, result = carry
+        rows = jax.tree.map(lambda x: x[i], source)
+        batch = rows if setting.data is None else _take(setting.data, rows)
+        state, elbo, finite = take_step(setting, state, batch)
+        return state, BlockResult(result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite))
+
+    empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool))
+    return jax.lax.fori_loop(0, count, body, (state, empty))
+
+
+def _take(data: Batch, rows: Int[Array, " batch"]) -> Batch:
+    if rows.shape[0] == 0:  # every unit in every step
+        return data
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), data)
+
+
+@eqx.filter_jit
+def held_out_elbo(objective: AbstractObjective, params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
+    """The bound per unit on units that were not trained on, at fixed noise."""
+    joint, guide = eqx.combine(params, rest)
+    num_units = jnp.asarray(float(next(iter(batch.arrays.values())).shape[0]))
+    return objective(key, guide, joint, batch, num_units).elbo_per_unit
+
+
+@eqx.filter_jit
+def unit_elbos(params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
+    """One draw of the bound of every unit: names the units that are not finite."""
+    from ..objectives.elbo import log_weights
+
+    joint, guide = eqx.combine(params, rest)
+    return log_weights(key, guide, joint, batch, guide.encode(batch), path_derivative=False).unit
