@@ -42,7 +42,7 @@ def chunks(data: Units, structure: Structure, draws: int) -> Iterator[Chunk]:
     most = _units_per_chunk(data, structure, draws)
     for start in range(0, len(data), most):
         stop = min(start + most, len(data))
-        size = next(bucket for bucket in UNIT_BUCKETS if bucket >= stop - start)
+        size = next(bucket for bucket in UNIT_BUCKETS if bucket >= min(most, len(data)))
         part = data.take(slice(start, stop)).padded(size, lengths)
         batch = drop_full_masks(jax.tree.map(jnp.asarray, to_batch(part)), structure)
         yield Chunk(batch, jnp.minimum(start + jnp.arange(size), len(data) - 1), start, stop)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Batch, Fixed, Terms
+from ._types import Batch, Fixed
 from .encoders.base import AbstractEncoder
 from .families.base import AbstractFamily
 from .heads import AbstractHead, Frame, prior_frame
@@ -24,14 +24,6 @@ class Block(eqx.Module):
 
     family: AbstractFamily
     whitening: Fixed  # {"center": (d,), "scale": (d,)}: prior medians and quartile spreads
-
-
-class Draws(eqx.Module):
-    """One draw of everything, unconstrained: locals (B, d), globals (g,), and its log density."""
-
-    local: Float[Array, "units d"]
-    shared: Float[Array, " g"]
-    log_q: Terms
 
 
 class Guide(eqx.Module):
@@ -88,20 +80,18 @@ class Guide(eqx.Module):
         frame, told = self._frame(context, shared, unit, joint)
         return self.local.family.log_prob(frame.take(local), told) - frame.log_det
 
-    def sample_and_log_prob(self, key: Array, contexts: Array, batch: Batch, joint: Joint) -> Draws:
-        """One draw of the globals and of every unit's locals given it."""
-        shared_key, local_key = jax.random.split(key)
-        shared, log_shared = self.sample_shared(shared_key)
-        keys = jax.random.split(local_key, contexts.shape[0])
-        local, log_local = jax.vmap(self.sample_local, in_axes=(0, 0, None, 0, None))(
-            keys, contexts, shared, batch, joint
-        )
-        return Draws(local, shared, Terms(log_local, log_shared))
+    def sample_locals(
+        self, key: Array, contexts: Array, shared: Array, batch: Batch, joint: Joint
+    ) -> tuple[Float[Array, "units d"], Float[Array, " units"]]:
+        """`sample_local` of every unit of a batch, given one draw of the globals."""
+        keys = jax.random.split(key, contexts.shape[0])
+        return jax.vmap(self.sample_local, in_axes=(0, 0, None, 0, None))(keys, contexts, shared, batch, joint)
 
-    def log_prob(self, local: Array, shared: Array, contexts: Array, batch: Batch, joint: Joint) -> Terms:
-        """Log density of locals (B, d) and globals (g,)."""
-        unit = jax.vmap(self.local_log_prob, in_axes=(0, 0, None, 0, None))(local, contexts, shared, batch, joint)
-        return Terms(unit, self.shared_log_prob(shared))
+    def locals_log_prob(
+        self, local: Float[Array, "units d"], contexts: Array, shared: Array, batch: Batch, joint: Joint
+    ) -> Float[Array, " units"]:
+        """`local_log_prob` of every unit of a batch."""
+        return jax.vmap(self.local_log_prob, in_axes=(0, 0, None, 0, None))(local, contexts, shared, batch, joint)
 
     def _frame(self, context: Array, shared: Array, unit: Batch, joint: Joint) -> tuple[Frame, Array]:
         assert self.local is not None

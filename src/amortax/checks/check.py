@@ -25,6 +25,7 @@ OWN_DRAWS = 500  # for the weights of the globals themselves
 LOWEST_DRAWS = 100
 LARGEST_ERROR = 0.5  # nats
 EVALUATIONS = 50_000_000  # of one unit's density, for the globals' weights
+FEW = 8  # draws of a unit per draw of the globals, at first; more only where they are too noisy
 FAILING_SHARE = 0.05
 
 
@@ -127,18 +128,14 @@ def _unit_reasons(units: dict[str, np.ndarray], name: str, limit: float) -> list
 def _judge_globals(joint: Joint, guide: Guide, training: Units, key: Array) -> dict[str, float]:
     """k-hat, ESS and Monte-Carlo error of the weights of the globals, and the bound of everything together."""
     size = len(training)
-    own = max(LOWEST_DRAWS, min(OWN_DRAWS, EVALUATIONS // (4 * size)))
-    per_unit = 1 if guide.local is None else int(np.clip(EVALUATIONS // (own * size), 4, 64))
+    own = max(LOWEST_DRAWS, min(OWN_DRAWS, EVALUATIONS // (FEW * size)))
+    most = 1 if guide.local is None else int(np.clip(EVALUATIONS // (own * size), FEW, 64))
     shared, log_q = shared_draws(jax.random.fold_in(key, 0), guide, own)
-    evidence, bound, variance = np.zeros(own), np.zeros(own), np.zeros(own)
-    first = None
-    for chunk in chunks(training, joint.structure, own * per_unit):
-        found = unit_bounds(jax.random.fold_in(key, 1), guide, joint, shared, chunk.batch, chunk.index, per_unit)
-        rows = slice(0, chunk.stop - chunk.start)
-        for total, part in zip((evidence, bound, variance), found, strict=True):
-            total += np.asarray(part, np.float64)[rows].sum(axis=0)
-        first = chunk.batch if first is None else first
-    prior = np.asarray(shared_prior(joint, shared, jax.tree.map(lambda x: x[0], first)), np.float64)
+    evidence, bound, variance = _sums(joint, guide, training, shared, key, min(FEW, most))
+    if most > FEW and np.sqrt(np.median(variance)) > 0.2 * LARGEST_ERROR:
+        evidence, bound, variance = _sums(joint, guide, training, shared, key, most)
+    first = jax.tree.map(lambda x: x[0], next(iter(chunks(training, joint.structure, 1))).batch)
+    prior = np.asarray(shared_prior(joint, shared, first), np.float64)
     weight = evidence + prior - np.asarray(log_q, np.float64)
     total = bound + prior - np.asarray(log_q, np.float64)
     centred = np.asarray(weight - weight.max(), np.float32)
@@ -152,6 +149,18 @@ def _judge_globals(joint: Joint, guide: Guide, training: Units, key: Array) -> d
         "iw_elbo": float(weight.mean()),
         "iw_elbo_se": float(weight.std(ddof=1) / np.sqrt(own)),
     }
+
+
+def _sums(
+    joint: Joint, guide: Guide, training: Units, shared: Array, key: Array, per_unit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Summed over units, for every draw of the globals: log evidence, mean log weight, variance of the first."""
+    sums = tuple(np.zeros(shared.shape[0]) for _ in range(3))
+    for chunk in chunks(training, joint.structure, shared.shape[0] * per_unit):
+        found = unit_bounds(jax.random.fold_in(key, 1), guide, joint, shared, chunk.batch, chunk.index, per_unit)
+        for total, part in zip(sums, found, strict=True):
+            total += np.asarray(part, np.float64)[: chunk.stop - chunk.start].sum(axis=0)
+    return sums[0], sums[1], sums[2]
 
 
 def _global_reasons(own: dict[str, float] | None) -> list[Reason]:

@@ -16,7 +16,7 @@ class AbstractFamily(eqx.Module):
     """A distribution of one unit's d numbers given its context; vmapped by the guide."""
 
     size: eqx.AbstractVar[int]
-    cheap_log_prob: eqx.AbstractVar[bool]
+    cheap_log_prob: eqx.AbstractClassVar[bool]
 
     @abstractmethod
     def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:

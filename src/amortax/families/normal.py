@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -79,7 +80,7 @@ class DiagonalNormal(AbstractFamily):
 
     size: int = eqx.field(static=True)
     parameters: Conditioner
-    cheap_log_prob: bool = eqx.field(static=True, default=True)
+    cheap_log_prob: ClassVar[bool] = True
 
     def _split(self, context: Context) -> tuple[Array, Array]:
         mean, free = jnp.split(self.parameters(context), 2)
@@ -107,7 +108,7 @@ class FullNormal(AbstractFamily):
 
     size: int = eqx.field(static=True)
     parameters: Conditioner
-    cheap_log_prob: bool = eqx.field(static=True, default=True)
+    cheap_log_prob: ClassVar[bool] = True
 
     def _split(self, context: Context) -> tuple[Array, Array, Array]:
         free = self.parameters(context)
@@ -145,7 +146,7 @@ class LowRankNormal(AbstractFamily):
     size: int = eqx.field(static=True)
     rank: int = eqx.field(static=True)
     parameters: Conditioner
-    cheap_log_prob: bool = eqx.field(static=True, default=True)
+    cheap_log_prob: ClassVar[bool] = True
 
     def _split(self, context: Context) -> tuple[Array, Array, Array]:
         free = self.parameters(context)

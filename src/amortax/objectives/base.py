@@ -20,10 +20,13 @@ class Loss(eqx.Module):
 
 
 class AbstractObjective(eqx.Module):
-    """A loss of one minibatch; `num_units` is N, the units that the batch stands for."""
+    """A loss of one minibatch of B units; `num_units` is N, the units that it stands for.
+
+    The units come in groups, each padded to its own length, which changes nothing but the work.
+    """
 
     num_particles: eqx.AbstractVar[int]
 
     @abstractmethod
-    def __call__(self, key: Array, guide: Guide, joint: Joint, batch: Batch, num_units: Array) -> Loss:
-        """The loss on `batch`."""
+    def __call__(self, key: Array, guide: Guide, joint: Joint, groups: tuple[Batch, ...], num_units: Array) -> Loss:
+        """The loss on the units of all groups."""

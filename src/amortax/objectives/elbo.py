@@ -30,13 +30,15 @@ class ELBO(AbstractObjective):
     num_particles: int = eqx.field(static=True, default=1)
     path_derivative: bool = eqx.field(static=True, default=True)
 
-    def __call__(self, key: Array, guide: Guide, joint: Joint, batch: Batch, num_units: Array) -> Loss:
+    def __call__(
+        self, key: Array, guide: Guide, joint: Joint, groups: tuple[Batch, ...], num_units: Array
+    ) -> Loss:
         """Minus the ELBO per unit."""
-        contexts = guide.encode(batch)
-        scale = num_units / contexts.shape[0]
+        contexts = tuple(guide.encode(batch) for batch in groups)
+        scale = num_units / sum(context.shape[0] for context in contexts)
 
         def particle(key: Array) -> Array:
-            log_weight = log_weights(key, guide, joint, batch, contexts, path_derivative=self.path_derivative)
+            log_weight = log_weights(key, guide, joint, groups, contexts, path_derivative=self.path_derivative)
             return log_weight.total(scale) / num_units
 
         elbo = jnp.mean(jax.vmap(particle)(jax.random.split(key, self.num_particles)))
@@ -44,15 +46,34 @@ class ELBO(AbstractObjective):
 
 
 def log_weights(
-    key: Array, guide: Guide, joint: Joint, batch: Batch, contexts: Array, *, path_derivative: bool
+    key: Array,
+    guide: Guide,
+    joint: Joint,
+    groups: tuple[Batch, ...],
+    contexts: tuple[Array, ...],
+    *,
+    path_derivative: bool,
 ) -> Terms:
-    """`log p - log q` at one draw, per unit and shared; with `path_derivative`, log q is seen through its draws only."""
-    draws = guide.sample_and_log_prob(key, contexts, batch, joint)
-    log_q = draws.log_q
-    if path_derivative and guide.cheap_log_prob:
-        still = _stopped((guide, joint, contexts))
-        log_q = still[0].log_prob(draws.local, draws.shared, still[2], batch, still[1])
-    return joint.log_prob(draws.local, draws.shared, batch) - log_q
+    """`log p - log q` at one draw of the globals and of every unit's locals, units in the order of the groups.
+
+    With `path_derivative`, log q is seen through its draws only.
+    """
+    shared_key, local_key = jax.random.split(key)
+    shared, log_shared = guide.sample_shared(shared_key)
+    path = path_derivative and guide.cheap_log_prob
+    still_guide, still_joint, still_contexts = _stopped((guide, joint, contexts))
+    parts, log_prior = [], jnp.zeros(())
+    for number, (batch, context) in enumerate(zip(groups, contexts, strict=True)):
+        group_key = jax.random.fold_in(local_key, number)
+        local, log_q = guide.sample_locals(group_key, context, shared, batch, joint)
+        if path:
+            log_q = still_guide.locals_log_prob(local, still_contexts[number], shared, batch, still_joint)
+        log_p = joint.log_prob(local, shared, batch)
+        parts.append(log_p.unit - log_q)
+        log_prior = log_p.shared
+    if path:
+        log_shared = still_guide.shared_log_prob(shared)
+    return Terms(jnp.concatenate(parts), log_prior - log_shared)
 
 
 def _stopped(tree: PyTree) -> PyTree:

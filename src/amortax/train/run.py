@@ -19,6 +19,7 @@ from .._types import Batch, PyTree
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective
+from .groups import by_length
 from .progress import Progress
 from .record import Record
 from .schedule import Schedule, adam, set_step_size
@@ -84,9 +85,8 @@ def train(
     resident = sum(x.nbytes for x in jax.tree.leaves(data)) <= RESIDENT_BYTES
     transformation = optax.with_extra_args_support(optimizer or adam())
     params, rest = split_trainable(joint, guide)
-    setting = Setting(
-        rest, objective, transformation, jax.tree.map(jnp.asarray, data) if resident else None, jnp.asarray(float(size))
-    )
+    groups = (by_length(data) if batch_size == size else (data,)) if resident else None
+    setting = Setting(rest, objective, transformation, jax.tree.map(jnp.asarray, groups), jnp.asarray(float(size)))
     seed_key, key = jax.random.split(key)
     source = _sources(data, size, batch_size, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
     state = State(_copy(params), transformation.init(params), key, jnp.zeros((), jnp.int32))
@@ -94,7 +94,7 @@ def train(
     seen, start = _Progression(best=params), time.perf_counter()
     with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
         try:
-            _loop(setting, state, source, schedule, seen, held_out, progress, batch_size, labels)
+            _loop(setting, state, source, schedule, seen, held_out, progress, data, batch_size, labels)
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
     joint, guide = eqx.combine(seen.best, rest)
@@ -120,6 +120,7 @@ def _loop(
     seen: _Progression,
     held_out: Batch | None,
     progress: Progress,
+    data: Batch,
     batch_size: int,
     labels: Any,
 ) -> None:
@@ -132,7 +133,7 @@ def _loop(
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
         elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
         step += count
-        _count_skipped(setting, state, rows, finite, seen, step - count, labels)
+        _count_skipped(setting, state, rows, data, finite, seen, step - count, labels)
         good = elbo[finite]
         seen.steps.append(step)
         seen.means.append(float(good.mean()) if len(good) else float("nan"))
@@ -164,7 +165,14 @@ def _overfits(held_out: list[float], patience: int = 20) -> bool:
 
 
 def _count_skipped(
-    setting: Setting, state: State, rows: PyTree, finite: np.ndarray, seen: _Progression, start: int, labels: Any
+    setting: Setting,
+    state: State,
+    rows: PyTree,
+    data: Batch,
+    finite: np.ndarray,
+    seen: _Progression,
+    start: int,
+    labels: Any,
 ) -> None:
     bad = np.flatnonzero(~finite)
     seen.skipped += len(bad)
@@ -172,23 +180,22 @@ def _count_skipped(
         return
     raise FitError(
         f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at step "
-        f"{start + int(bad[0]) + 1}{_name_units(setting, state, rows, int(bad[0]), labels)}; look at those units, "
+        f"{start + int(bad[0]) + 1}{_name_units(setting, state, rows, data, int(bad[0]), labels)}; look at those units, "
         "scale extreme covariates, or use narrower priors"
     )
 
 
-def _name_units(setting: Setting, state: State, rows: PyTree, at: int, labels: Any) -> str:
+def _name_units(setting: Setting, state: State, rows: PyTree, data: Batch, at: int, labels: Any) -> str:
     """The labels of the units in a bad batch whose own bound is not finite."""
-    batch = jax.tree.map(lambda x: x[at], rows)
-    index = None
-    if setting.data is not None:
-        index = np.asarray(batch) if batch.shape[0] else np.arange(len(labels))
-        batch = jax.tree.map(lambda x: x[jnp.asarray(index)], setting.data)
+    chosen = jax.tree.map(lambda x: x[at], rows)
+    if setting.data is None:
+        each = np.asarray(unit_elbos(state.params, setting.rest, chosen, jax.random.key(0)))
+        return f", in {np.sum(~np.isfinite(each))} units of the batch"
+    index = np.asarray(chosen) if chosen.shape[0] else np.arange(len(labels))
+    batch = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
     each = np.asarray(unit_elbos(state.params, setting.rest, batch, jax.random.key(0)))
     wrong = np.flatnonzero(~np.isfinite(each))
-    if index is None or not len(wrong):
-        return ""
-    return f", units {[labels[i] for i in index[wrong][:5]]}"
+    return f", units {[labels[i] for i in index[wrong][:5]]}" if len(wrong) else ""
 
 
 def _sources(
@@ -202,8 +209,10 @@ def _sources(
     need = BLOCK * batch_size
     gather: Callable = (lambda rows: jnp.asarray(rows, jnp.int32)) if resident else _gather(data)
     while True:
-        while len(order) < need:
-            order = np.concatenate([order, generator.permutation(size)])
+        parts = [order]
+        while sum(map(len, parts)) < need:
+            parts.append(generator.permutation(size))
+        order = np.concatenate(parts)
         rows, order = order[:need], order[need:]
         yield gather(rows.reshape(BLOCK, batch_size))
 

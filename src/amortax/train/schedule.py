@@ -13,24 +13,43 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 import optax
+
+from .._types import PyTree
 
 FACTORS = (1.0, 0.3, 0.1, 0.03)
 WINDOW = 5  # blocks that one side of the plateau test averages
 
 
 @functools.lru_cache(maxsize=32)
-def adam(learning_rate: float = 5e-3, warm_up: int = 100, clip: float = 10.0) -> optax.GradientTransformationExtraArgs:
-    """The default: clipping by global norm, Adam, linear warm-up. Cached, so that a second `fit` compiles nothing."""
+def adam(
+    learning_rate: float = 5e-3, globals_factor: float = 10.0, warm_up: int = 100, clip: float = 10.0
+) -> optax.GradientTransformationExtraArgs:
+    """The default: clipping by global norm, Adam, linear warm-up. Cached, so that a second `fit` compiles nothing.
+
+    The few free numbers of q(v) start at the prior and have far to go: they move `globals_factor` times faster than the
+    weights of networks.
+    """
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(clip),
             optax.scale_by_adam(b1=0.9, b2=0.99),
+            optax.masked(optax.scale(globals_factor), _of_globals),
             optax.scale_by_learning_rate(optax.linear_schedule(0.01 * learning_rate, learning_rate, warm_up)),
             optax.inject_hyperparams(optax.scale)(step_size=1.0),
         )
     )
+
+
+def _of_globals(params: PyTree) -> PyTree:
+    """True at the parameters of q(v), in a tree shaped as the trained (joint, guide)."""
+    joint, guide = jax.tree.map(lambda _: False, params)
+    if guide.shared is not None:
+        guide = eqx.tree_at(lambda g: g.shared, guide, replace_fn=lambda block: jax.tree.map(lambda _: True, block))
+    return joint, guide
 
 
 def set_step_size(optimizer_state: Any, factor: float) -> Any:

@@ -18,6 +18,7 @@ from .._types import Batch, PyTree, trainable
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective
+from ..objectives.elbo import log_weights
 
 
 class State(eqx.Module):
@@ -35,7 +36,7 @@ class Setting(eqx.Module):
     rest: PyTree
     objective: AbstractObjective
     optimizer: optax.GradientTransformationExtraArgs = eqx.field(static=True)
-    data: Batch | None
+    data: tuple[Batch, ...] | None  # groups of units, each padded to its own length
     num_units: Array
 
 
@@ -52,13 +53,13 @@ def split_trainable(joint: Joint, guide: Guide) -> tuple[PyTree, PyTree]:
     return eqx.partition(pair, trainable(pair))
 
 
-def take_step(setting: Setting, state: State, batch: Batch) -> tuple[State, Array, Array]:
+def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple[State, Array, Array]:
     """One update; a step whose loss or gradient is not finite changes nothing but the key. Returns (state, elbo, finite)."""
     key, noise = jax.random.split(state.key)
 
     def loss_of(params: PyTree) -> tuple[Array, Array]:
         joint, guide = eqx.combine(params, setting.rest)
-        loss = setting.objective(noise, guide, joint, batch, setting.num_units)
+        loss = setting.objective(noise, guide, joint, groups, setting.num_units)
         return loss.value, loss.elbo_per_unit
 
     (value, elbo), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -80,18 +81,18 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
     def body(i: Array, carry: tuple[State, BlockResult]) -> tuple[State, BlockResult]:
         state, result = carry
         rows = jax.tree.map(lambda x: x[i], source)
-        batch = rows if setting.data is None else _take(setting.data, rows)
-        state, elbo, finite = take_step(setting, state, batch)
+        groups = (rows,) if setting.data is None else _take(setting.data, rows)
+        state, elbo, finite = take_step(setting, state, groups)
         return state, BlockResult(result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite))
 
     empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool))
     return jax.lax.fori_loop(0, count, body, (state, empty))
 
 
-def _take(data: Batch, rows: Int[Array, " batch"]) -> Batch:
+def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, ...]:
     if rows.shape[0] == 0:  # every unit in every step
         return data
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), data)
+    return tuple(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch) for batch in data)
 
 
 @eqx.filter_jit
@@ -99,13 +100,11 @@ def held_out_elbo(objective: AbstractObjective, params: PyTree, rest: PyTree, ba
     """The bound per unit on units that were not trained on, at fixed noise."""
     joint, guide = eqx.combine(params, rest)
     num_units = jnp.asarray(float(next(iter(batch.arrays.values())).shape[0]))
-    return objective(key, guide, joint, batch, num_units).elbo_per_unit
+    return objective(key, guide, joint, (batch,), num_units).elbo_per_unit
 
 
 @eqx.filter_jit
 def unit_elbos(params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
     """One draw of the bound of every unit: names the units that are not finite."""
-    from ..objectives.elbo import log_weights
-
     joint, guide = eqx.combine(params, rest)
-    return log_weights(key, guide, joint, batch, guide.encode(batch), path_derivative=False).unit
+    return log_weights(key, guide, joint, (batch,), (guide.encode(batch),), path_derivative=False).unit
