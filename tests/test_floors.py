@@ -24,7 +24,7 @@ FLOORS = (
     ("checks",),
     ("artifact", "posterior", "fit", "interop"),
     ("models",),
-    ("plots", "demo", "cli"),
+    ("plots", "demo_report", "demo", "cli"),
 )
 COLUMNS = 1  # the floor whose rooms stand apart: none of them imports its neighbour
 FRONT = "__init__"  # the public names: may import every room, no room imports it

@@ -1,9 +1,9 @@
 """amortax: write a NumPyro model, get an amortized posterior.
 
-    guide = amortax.amortize(model, data, plate="county")
-    posterior = amortax.fit(guide, data, key=jax.random.key(0))
-    draws = posterior.sample(new_data, num_samples=1000, key=jax.random.key(1))
-    report = posterior.check(new_data, key=jax.random.key(2))
+guide = amortax.amortize(model, data, plate="county")
+posterior = amortax.fit(guide, data, key=jax.random.key(0))
+draws = posterior.sample(new_data, num_samples=1000, key=jax.random.key(1))
+report = posterior.check(new_data, key=jax.random.key(2))
 """
 
 import importlib

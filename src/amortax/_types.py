@@ -12,6 +12,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = object
@@ -39,12 +40,12 @@ class Batch(eqx.Module):
 
     `arrays` maps the model's argument names to filled values; `masks` has an entry, of the same shape,
     for every argument that may have missing or padded places (True = a real value); `lengths` has the
-    true number of elements of every ragged argument.
+    true number of elements of every ragged argument. On the host all are NumPy's.
     """
 
-    arrays: dict[str, Array]
-    masks: dict[str, Bool[Array, "..."]]
-    lengths: dict[str, Int[Array, "*units"]]
+    arrays: dict[str, Array | np.ndarray]
+    masks: dict[str, Bool[Array | np.ndarray, "..."]]
+    lengths: dict[str, Int[Array | np.ndarray, "*units"]]
 
 
 class Fixed(eqx.Module):

@@ -34,9 +34,7 @@ def sample(joint: Joint, guide: Guide, data: Units, num_samples: int, key: Array
     return _collect(joint, guide, data, data, num_samples, key, _constrained)
 
 
-def predict(
-    joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int, key: Array
-) -> tuple[Arrays, Arrays]:
+def predict(joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int, key: Array) -> tuple[Arrays, Arrays]:
     """Posterior-predictive draws of the observed sites at the covariates of `at`, latents inferred from `data`."""
     return _collect(joint, guide, data, at, num_samples, key, _predicted)
 
@@ -57,7 +55,8 @@ def log_prob(joint: Joint, guide: Guide, data: Units, values: dict[str, Any]) ->
 def encode(joint: Joint, guide: Guide, data: Units) -> np.ndarray:
     """Context vectors (units, context)."""
     parts = [
-        np.asarray(_encode(guide, chunk.batch))[: chunk.stop - chunk.start] for chunk in chunks(data, joint.structure, 1)
+        np.asarray(_encode(guide, chunk.batch))[: chunk.stop - chunk.start]
+        for chunk in chunks(data, joint.structure, 1)
     ]
     return np.concatenate(parts)
 

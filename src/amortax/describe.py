@@ -40,9 +40,15 @@ def describe(plan: Any) -> str:
         a.name + (f" (set along {a.plate})" if any(f.name == a.name and f.plate for f in plan.inputs.features) else "")
         for a in structure.arguments
     )
-    console.print(f"model {structure.model}, amortized over plate '{structure.plate}'; observes {names['observed']}", highlight=False)
+    console.print(
+        f"model {structure.model}, amortized over plate '{structure.plate}'; observes {names['observed']}",
+        highlight=False,
+    )
     console.print(table)
-    console.print(f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode", highlight=False)
+    console.print(
+        f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode",
+        highlight=False,
+    )
     if structure.params:
         console.print(f"learned by maximum likelihood: {', '.join(structure.params)}", highlight=False)
     if structure.cannot_simulate:

@@ -147,8 +147,10 @@ class Newton(AbstractHead):
 
 
 def _bounded(step: Array) -> Array:
-    """The step itself while short, smoothly bounded by `LONGEST_STEP`."""
-    return LONGEST_STEP * jnp.tanh(step / LONGEST_STEP)
+    """The step itself up to half of `LONGEST_STEP`, exactly; beyond, smoothly bounded by it."""
+    half = 0.5 * LONGEST_STEP
+    beyond = jnp.maximum(jnp.abs(step) - half, 0.0)
+    return jnp.clip(step, -half, half) + jnp.sign(step) * half * jnp.tanh(beyond / half)
 
 
 def _positive(curvature: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -45,17 +45,29 @@ def _read_axes(data: Mapping[str, Any], model: Callable, plate: str) -> dict[str
         dim = next((dim for name, dim, _ in site.plates if name == plate), None)
         if site.argument is not None and dim is not None:
             axes[site.argument] = len(site.shape) - site.event_dim + dim
+    elsewhere = any(axes.values())
     for name, array in arrays.items():
         fitting = [axis for axis, n in enumerate(array.shape) if n == size]
-        if name in axes or not fitting or fitting[0] == 0:
+        if name in axes or not fitting or (fitting[0] == 0 and not (elsewhere and len(fitting) > 1)):
             continue
         if len(fitting) > 1:
+            if _fits_first_axis(model, specs, plate):
+                return {}
             raise DataError(
-                f"data['{name}'] has {len(fitting)} axes of the size of plate '{plate}' ({size}); say which holds the units: "
-                f"amortax.units(data, axes={{'{name}': {fitting[0]}}})"
+                f"data['{name}'] has {len(fitting)} axes of the size of plate '{plate}' ({size}); say which holds the "
+                f"units: amortax.units(data, axes={{'{name}': {fitting[-1]}, ...}}), of every argument"
             )
         axes[name] = fitting[0]
     return {name: axis for name, axis in axes.items() if axis != 0}
+
+
+def _fits_first_axis(model: Callable, specs: Mapping[str, jax.ShapeDtypeStruct], plate: str) -> bool:
+    """Whether the plate follows the first axis of the arrays."""
+    one = {name: jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for name, spec in specs.items()}
+    try:
+        return observe(model, one)[plate].sizes[0] == 1
+    except ModelError:
+        return False
 
 
 def to_batch(data: Units) -> Batch:
@@ -82,7 +94,7 @@ def conform(data: Any, joint: Joint) -> Units:
     batch = to_batch(found)
     masks = dict(batch.masks)
     for argument in structure.arguments:
-        _check_argument(argument, batch, structure.plate)
+        _check_argument(argument, batch, structure.plate, found.labels)
         if argument.masked and argument.name not in masks:
             masks[argument.name] = np.ones(batch.arrays[argument.name].shape, bool)
     lengths = dict(found.lengths)
@@ -90,6 +102,7 @@ def conform(data: Any, joint: Joint) -> Units:
         if argument.ragged and argument.name not in lengths:
             array = found.arrays[argument.name]
             lengths[argument.name] = np.full(len(found), array.shape[1], np.int32)
+    _check_lengths(structure, lengths, found.labels)
     dtypes = {a.name: a.dtype for a in structure.arguments}
     arrays = {name: np.asarray(array, dtypes[name]) for name, array in found.arrays.items()}
     complete = _replace(found, arrays, masks, lengths)
@@ -101,7 +114,22 @@ def _replace(data: Units, arrays: dict, masks: dict, lengths: dict) -> Units:
     return Units(arrays, masks, lengths, data.labels, data.name, data.axes, data.categories, data.schema)
 
 
-def _check_argument(argument: Argument, batch: Batch, plate: str) -> None:
+def _check_lengths(structure: Structure, lengths: Mapping[str, np.ndarray], labels: np.ndarray) -> None:
+    """Ragged arguments along one plate must agree in length in every unit."""
+    ragged = [a for a in structure.arguments if a.ragged and a.plate is not None]
+    for argument in ragged:
+        first = next(a for a in ragged if a.plate == argument.plate)
+        differ = np.flatnonzero(np.asarray(lengths[first.name]) != np.asarray(lengths[argument.name]))
+        if len(differ):
+            unit = differ[0]
+            raise DataError(
+                f"data['{first.name}'] and data['{argument.name}'] both run along plate '{argument.plate}' but differ in "
+                f"length at {structure.plate} '{labels[unit]}': {lengths[first.name][unit]} and "
+                f"{lengths[argument.name][unit]}; give both one value per element, NaN where an observed one is missing"
+            )
+
+
+def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.ndarray) -> None:
     array = np.asarray(batch.arrays[argument.name])
     shape = array.shape[1:]
     fits = len(shape) == len(argument.shape) and all(
@@ -115,19 +143,20 @@ def _check_argument(argument: Argument, batch: Batch, plate: str) -> None:
         )
     if not np.can_cast(array.dtype, np.dtype(argument.dtype), casting="same_kind"):
         raise DataError(
-            f"data['{argument.name}'] has type {array.dtype}, but the posterior was trained on {argument.dtype}"
+            f"data['{argument.name}'] has type {array.dtype}, but the posterior was trained on {argument.dtype}; "
+            "convert it, or train on data of this type"
         )
     if argument.name in batch.lengths and not argument.ragged:
         raise DataError(
             f"data['{argument.name}'] is ragged, but the posterior was trained on {argument.shape} per {plate}; "
             "give one array of that shape for every unit"
         )
-    if argument.name in batch.masks and not argument.masked:
+    if argument.name in batch.masks and not argument.masked and not argument.needed:
         where = np.argwhere(~np.asarray(batch.masks[argument.name]))
         if len(where):
             raise DataError(
-                f"data['{argument.name}'] is missing at unit {int(where[0][0])}, but nothing was missing there in training, so the "
-                "encoder can't read it; drop the unit, or train on data that has missing values too"
+                f"data['{argument.name}'] is missing at {plate} '{labels[where[0][0]]}', but nothing was missing there in "
+                "training, so the encoder can't read it; drop the unit, or train on data that has missing values too"
             )
 
 

@@ -60,7 +60,9 @@ def to_datatree(dataset: Any) -> Any:
     """
     import xarray
 
-    group = dataset.rename_dims(sample="draw").reset_coords("sample", drop=True) if "sample" in dataset.dims else dataset
+    group = (
+        dataset.rename_dims(sample="draw").reset_coords("sample", drop=True) if "sample" in dataset.dims else dataset
+    )
     group = group.assign_coords(draw=np.arange(group.sizes["draw"])).expand_dims(chain=[0])
     return xarray.DataTree.from_dict({"posterior": group})
 

@@ -130,16 +130,23 @@ def choose(
     if not shared:
         _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
     chosen: dict[str, Recipe | None] = dict.fromkeys(("encoder", "head", "family", "shared_family"))
+    if local and shared:
+        chosen["head"] = head or (newton() if local <= NEWTON_LOCAL or shared > 32 else concatenate())
     if local:
-        chosen["encoder"] = encoder or (deep_set() if inputs.plates else dense())
+        chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
         chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), 1 if shared else 0)
     if shared:
         chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
-    if local and shared:
-        chosen["head"] = head or (newton() if local <= NEWTON_LOCAL or shared > 32 else concatenate())
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
+
+
+def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
+    """By the shape of the data; a small one for sets where a Newton step of the model does most of the work."""
+    if not inputs.plates:
+        return dense()
+    return deep_set(width=32, depth=1) if small else deep_set()
 
 
 def _refuse(given: dict[str, Recipe | None], why: str) -> None:

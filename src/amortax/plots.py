@@ -51,15 +51,23 @@ def intervals_against_exact(
         raise DataError(f"plot: {len(labels)} labels, {len(counts)} counts, intervals {rows.shape}; give one per unit")
     order = np.argsort(-np.asarray(counts), kind="stable")
     rows, place = rows[:, order], np.arange(len(labels))
-    figure, axes = _axes(width=8.0, height=1.6 + 0.3 * len(labels))
+    dense = len(labels) > 30
+    figure, axes = _axes(width=8.0, height=1.6 + (0.17 if dense else 0.3) * len(labels))
     both = (("amortized", rows[:3], _BLUE, "o", -0.16), ("exact", rows[3:], _ORANGE, "s", 0.16))
     for name, (mean, low, high), colour, marker, shift in both:
-        axes.hlines(place + shift, low, high, color=colour, linewidth=2.0)
-        axes.plot(mean, place + shift, marker, color=colour, markersize=4.5, label=f"{name}: mean and 90% interval")
+        axes.hlines(place + shift, low, high, color=colour, linewidth=1.2 if dense else 2.0)
+        axes.plot(
+            mean,
+            place + shift,
+            marker,
+            color=colour,
+            markersize=3.0 if dense else 4.5,
+            label=f"{name}: mean and 90% interval",
+        )
     axes.set_yticks(place, [f"{labels[i]} ({counts[i]})" for i in order])
     axes.set(ylim=(len(labels) - 0.4, -0.6), xlabel=axis_label, ylabel="unit (number of observations)")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelsize=7 if dense else None)
     figure.suptitle(title, fontsize=12)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure

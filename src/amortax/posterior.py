@@ -70,7 +70,9 @@ class Posterior(eqx.Module):
         found = self._conform(data, num_samples)
         place = found if at is None else self._conform(complete_responses(at, found, self.joint), num_samples)
         if len(place) != len(found):
-            raise DataError(f"at has {len(place)} units but data has {len(found)}; give the same units in the same order")
+            raise DataError(
+                f"at has {len(place)} units but data has {len(found)}; give the same units in the same order"
+            )
         drawn = answer.predict(self.joint, self.guide, found, place, num_samples, key)
         return to_dataset(self._structure, place, *drawn)
 
@@ -85,7 +87,9 @@ class Posterior(eqx.Module):
         arrays = {s.name: _value(arrays, s.name) for s in self._structure.of("local", "global")}
         if count is None:
             return answer.log_prob(self.joint, self.guide, found, arrays)
-        each = [answer.log_prob(self.joint, self.guide, found, {n: v[i] for n, v in arrays.items()}) for i in range(count)]
+        each = [
+            answer.log_prob(self.joint, self.guide, found, {n: v[i] for n, v in arrays.items()}) for i in range(count)
+        ]
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     def encode(self, data: Any) -> np.ndarray:
@@ -105,9 +109,13 @@ class Posterior(eqx.Module):
         known = None if training is None else self._conform(training, num_samples)
         for candidate in (found, known):
             if candidate is not None and candidate.fingerprint() == self.record.data_fingerprint:
-                return check(self.joint, self.guide, found, candidate, key=key, num_samples=num_samples, about=self._about())
+                return check(
+                    self.joint, self.guide, found, candidate, key=key, num_samples=num_samples, about=self._about()
+                )
         if known is not None:
-            raise DataError("training= are not the units that this posterior was trained on; give exactly those, in their order")
+            raise DataError(
+                "training= are not the units that this posterior was trained on; give exactly those, in their order"
+            )
         return check(self.joint, self.guide, found, None, key=key, num_samples=num_samples, about=self._about())
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -150,7 +158,9 @@ def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
         record = Record.from_json(content["record"])
         schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
     except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: the description of the posterior lacks {error}; it was written by another version") from error
+        raise ArtifactError(
+            f"{path}: the description of the posterior lacks {error}; it was written by another version"
+        ) from error
     params = matching_params(model, plan.structure, os.fspath(path))
     joint, guide = Joint(model, plan.structure, params), plan.skeleton()
     return Posterior(plan, *_filled(joint, guide, arrays, os.fspath(path)), record, schema)
@@ -176,7 +186,9 @@ def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str
         )
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if tuple(leaf.shape) != arrays[name].shape:
-            raise ArtifactError(f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}")
+            raise ArtifactError(
+                f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}"
+            )
     params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
     static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
     return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
@@ -195,16 +207,24 @@ def complete_responses(at: Any, data: Units, joint: Joint) -> Any:
     structure = joint.structure
     if isinstance(at, Units):
         arrays, lengths = dict(at.arrays), dict(at.lengths)
-        given: dict[str, Any] = {n: [x[: lengths[n][i]] for i, x in enumerate(v)] if n in lengths else v for n, v in arrays.items()}
+        given: dict[str, Any] = {
+            n: [x[: lengths[n][i]] for i, x in enumerate(v)] if n in lengths else v for n, v in arrays.items()
+        }
     else:
         given = dict(at)
     for argument in structure.arguments:
         if argument.name in given or argument.role != "observed":
             continue
-        beside = [a.name for a in structure.arguments if a.plate == argument.plate and a.name in given and a.role == "covariate"]
+        beside = [
+            a.name
+            for a in structure.arguments
+            if a.plate == argument.plate and a.name in given and a.role == "covariate"
+        ]
         fill = data.arrays[argument.name]
         if argument.ragged and not beside:
-            raise DataError(f"at needs '{argument.name}' or a covariate along '{argument.plate}' to know how many elements to predict")
+            raise DataError(
+                f"at needs '{argument.name}' or a covariate along '{argument.plate}' to know how many elements to predict"
+            )
         if argument.ragged:
             sizes = [len(x) for x in given[beside[0]]]
             given[argument.name] = [np.repeat(fill[0, :1], n, axis=0) for n in sizes]

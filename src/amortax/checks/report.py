@@ -20,7 +20,7 @@ import numpy as np
 
 from amortax._errors import DataError
 from amortax.checks.report_html import Page, render
-from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, number_rows
+from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, is_numeric, number_rows, unit_texts
 
 Column = Sequence[Any] | np.ndarray
 
@@ -189,10 +189,12 @@ class Report:
     def _shown(self, n: int, wanted: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         """Headings and cells of the `n` worst units: the labels, then the wanted columns that there are."""
         worst = self.worst(n)
-        names = [self.unit_name, *(name for name in wanted if name in worst)]
+        given = [name for name in wanted if name in worst and (name != "reason" or any(self.units["reason"]))]
+        names = [self.unit_name, *given]
         headings = [COLUMNS[name][0] if name in COLUMNS else name for name in names]
         worst[self.unit_name] = np.array([str(label) for label in worst[self.unit_name]])
-        return headings, _rows({name: worst[name] for name in names})[1]
+        cells = [unit_texts(name, worst[name]) for name in names]
+        return headings, [list(row) for row in zip(*cells, strict=True)]
 
 
 def _rows(table: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
@@ -208,7 +210,7 @@ def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
-        numeric = i > 0 and all(row[i][:1] in "-0123456789" or row[i] in ("NaN", "infinite") for row in rows)
+        numeric = i > 0 and is_numeric([row[i] for row in rows])
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 1)
     for row in rows:
         table.add_row(*row)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from amortax._errors import DataError
-from amortax.checks.report_words import BLIND, COLUMNS, VERDICTS
+from amortax.checks.report_words import BLIND, COLUMNS, VERDICTS, is_numeric
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --panel: #f4f6f8; --line: #d4d9df;
@@ -72,8 +72,8 @@ def render(page: Page) -> str:
         _reasons(page),
         _numbers(page),
         *(_picture(title, picture) for title, picture in page.pictures.items()),
-        _units(page),
         *(f"<h2>{escape(title)}</h2>\n{_table(*table)}" for title, table in page.tables.items()),
+        _units(page),
         "<h2>What this report can't see</h2>",
         "<ul>" + "\n".join(f"<li>{escape(text)}</li>" for text in BLIND) + "</ul>",
         _about(page),
@@ -125,13 +125,15 @@ def _about(page: Page) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
-    body = "\n".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
+    numeric = [i > 0 and is_numeric([row[i] for row in rows]) for i in range(len(columns))]
+    kinds = [' class="value"' if each else "" for each in numeric]
+    head = "".join(f"<th{kind}>{escape(str(name))}</th>" for kind, name in zip(kinds, columns, strict=True))
+    body = "\n".join("<tr>" + "".join(map(_cell, row, kinds)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def _cell(value: str) -> str:
-    tone = f' class="{value}"' if value in VERDICTS else ""
+def _cell(value: str, kind: str) -> str:
+    tone = f' class="{value}"' if value in VERDICTS else kind
     return f"<td{tone}>{escape(value)}</td>"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from amortax.psis import FLAT_K
+
 SEVERITY = {"PASS": 0, "WARN": 1, "FAIL": 2}
 
 VERDICTS = {
@@ -31,11 +33,17 @@ NUMBERS = {
         "that the guide loses against the exact posterior.",
     ),
     "elbo": ("ELBO", "nats", "The same bound for all units together, the shared part counted once."),
+    "iw_elbo": ("Importance-weighted ELBO", "nats", "The tighter bound for all units together."),
     "globals_pareto_k": (
         "Globals: Pareto k",
         "",
         "Tail index of the importance weights of the shared latents over all training units. Under the limit, "
         "reweighting the guide's draws is reliable; above it, the guide misses part of the posterior's mass.",
+    ),
+    "globals_k_limit": (
+        "Globals: limit of Pareto k",
+        "",
+        "min(1 - 1/log10(S), 0.7) for the draws of the globals alone.",
     ),
     "globals_ess": ("Globals: effective sample size", "draws", "How many exact draws the weighted ones are worth."),
     "globals_error_nats": (
@@ -64,7 +72,11 @@ COLUMNS = {
     ),
     "elbo": ("ELBO [nats]", "Lower bound of the unit's log evidence."),
     "iw_elbo": ("IW-ELBO [nats]", "The tighter, importance-weighted bound."),
-    "pareto_k": ("k median", "Pareto k over the draws of the globals: the median."),
+    "pareto_k": (
+        "k median",
+        "Pareto k over the draws of the globals: the median. flat: the weights have no tail, as where the guide, given "
+        "the globals, is the model's own posterior.",
+    ),
     "pareto_k_worst": ("k worst", "The same: the worst."),
     "ess": ("ESS [draws]", "Effective sample size: the median."),
     "ess_worst": ("ESS worst [draws]", "The same: the worst."),
@@ -108,6 +120,21 @@ def column_texts(column: Sequence[Any] | np.ndarray) -> list[str]:
     largest = np.max(np.abs(finite), initial=0.0)
     decimals = 0 if np.all(finite == np.round(finite)) else 3 if largest < 10 else 2 if largest < 100 else 1
     return [f"{value:,.{decimals}f}" if math.isfinite(value) else number_text(value) for value in values]
+
+
+def unit_texts(name: str, column: Sequence[Any] | np.ndarray) -> list[str]:
+    """The cells of a column of units, by its name: a Pareto k of weights without a tail is called flat."""
+    texts = column_texts(column)
+    if not name.startswith("pareto_k"):
+        return texts
+    return ["flat" if value == FLAT_K else text for value, text in zip(column, texts, strict=True)]
+
+
+def is_numeric(cells: Sequence[str]) -> bool:
+    """Whether a column of texts is one of numbers, to be aligned at its right."""
+    return bool(cells) and all(
+        text[:1] in tuple("+-0123456789") or text in ("NaN", "infinite", "flat") for text in cells
+    )
 
 
 def number_rows(numbers: dict[str, float]) -> list[tuple[str, str, str, str]]:

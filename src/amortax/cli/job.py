@@ -1,22 +1,22 @@
 """What does a job file say? TOML with the tables [data], [guide], [fit], [output], every key checked before any work.
 
-    model = "radon_model.py:model"      # FILE.py:FUNCTION; files are relative to the job file
-    plate = "county"                    # the plate whose elements are the units
-    [data]
-    path = "radon.csv"                  # CSV or Parquet, one row per observation
-    unit = "county"                     # the column that names a row's unit
-    columns = ["floor", "log_radon"]    # one value per row
-    unit_columns = ["log_uranium"]      # optional: one value per unit
-    categories = { item = ["a", "b"] }  # optional: coded 0, 1, ...; item = "found" takes the labels of the table
-    [guide]                             # optional: what the model's structure would choose otherwise
-    encoder = { recipe = "deep_set", width = 32 }
-    family = "full"
-    [fit]                               # optional
-    num_steps = 2000
-    batch_size = 64
-    seed = 0
-    [output]                            # optional
-    posterior = "radon.amx"             # default: the job file's name with .amx
+model = "radon_model.py:model"      # FILE.py:FUNCTION; files are relative to the job file
+plate = "county"                    # the plate whose elements are the units
+[data]
+path = "radon.csv"                  # CSV or Parquet, one row per observation
+unit = "county"                     # the column that names a row's unit
+columns = ["floor", "log_radon"]    # one value per row
+unit_columns = ["log_uranium"]      # optional: one value per unit
+categories = { item = ["a", "b"] }  # optional: coded 0, 1, ...; item = "found" takes the labels of the table
+[guide]                             # optional: what the model's structure would choose otherwise
+encoder = { recipe = "deep_set", width = 32 }
+family = "full"
+[fit]                               # optional
+num_steps = 2000
+batch_size = 64
+seed = 0
+[output]                            # optional
+posterior = "radon.amx"             # default: the job file's name with .amx
 """
 
 from __future__ import annotations
@@ -199,12 +199,13 @@ def recipes(job: Job) -> dict[str, Any]:
             if option not in known:
                 expected = f"it has {', '.join(known)}" if known else "it has none"
                 raise InputError(f"{where}: recipe {name!r} has no option {option!r}; {expected}")
-            if not isinstance(given, known[option]) or isinstance(given, bool) or (_is_number(given) and given < 1):
-                words = "a whole number from 1" if known[option] in (int, int | None) else str(known[option])
-                raise InputError(f"{where}: option {option!r}: expected {words}, got {given!r}")
+            kind = _COUNT if known[option] in (int, int | None) else _typed(known[option])
+            if not kind.fits(given):
+                raise InputError(f"{where}: option {option!r}: expected {kind.words}, got {given!r}")
         built[role] = fitting[name](**options)
     return built
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _typed(hint: Any) -> _Kind:
+    """A value of the type that a recipe's field is annotated with."""
+    return _Kind(str(getattr(hint, "__name__", hint)), lambda value: isinstance(value, hint))

@@ -185,4 +185,4 @@ def _center_scale(value: np.ndarray, mask: np.ndarray, axes: tuple[int, ...]) ->
     scale = np.sqrt(np.where(mask, (value - center) ** 2, 0.0).sum(axis=axes, keepdims=True) / count)
     overall = np.sqrt(np.mean(scale**2))
     scale = np.where(scale > 1e-6 * (np.abs(center) + 1e-30), np.maximum(scale, 0.1 * overall), 1.0)
-    return {"center": center[0], "scale": scale[0]}
+    return {"center": np.asarray(center[0]), "scale": np.asarray(scale[0])}

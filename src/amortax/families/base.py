@@ -32,17 +32,21 @@ class AbstractFamily(eqx.Module):
 
 
 class Conditioner(eqx.Module):
-    """`offset + network(context)`: the numbers that parametrise a family; without context, free numbers."""
+    """`offset + network(context)`: the numbers that parametrise a family; without context, free numbers.
+
+    They are in this order: `size` means, `size` free log scales, the rest. Families with a context start near the
+    standard normal whatever it is; free ones (globals) with a third of the prior's spread, since draws far out in a
+    vague prior overflow and tell nothing.
+    """
 
     offset: Float[Array, " count"]
     network: eqx.nn.MLP | None
 
-    def __init__(self, count: int, context_size: int, width: int, depth: int, *, key: Array) -> None:
-        self.offset = jnp.zeros(count)
+    def __init__(self, count: int, size: int, context_size: int, width: int, depth: int, *, key: Array) -> None:
+        self.offset = jnp.zeros(count).at[size : 2 * size].set(0.0 if context_size else -1.2)
         self.network = None
         if context_size:
             network = eqx.nn.MLP(context_size, count, width, depth, jax.nn.silu, use_final_bias=False, key=key)
-            # A tenth of the usual size: every family starts near the standard normal, whatever the context.
             self.network = eqx.tree_at(lambda n: n.layers[-1].weight, network, replace_fn=lambda w: 0.1 * w)
 
     def __call__(self, context: Context) -> Float[Array, " count"]:

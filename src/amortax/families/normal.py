@@ -1,8 +1,8 @@
 """Normal families: diagonal, low-rank plus diagonal, full covariance; with a context or free.
 
-    diagonal   u = m + s ⊙ ε                 Σ = diag(s²)
-    low rank   u = m + s ⊙ ε + F η           Σ = diag(s²) + F Fᵀ,  F of shape (d, rank)
-    full       u = m + L ε                   Σ = L Lᵀ,  L lower triangular
+diagonal   u = m + s ⊙ ε                 Σ = diag(s²)
+low rank   u = m + s ⊙ ε + F η           Σ = diag(s²) + F Fᵀ,  F of shape (d, rank)
+full       u = m + L ε                   Σ = L Lᵀ,  L lower triangular
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class diagonal(Recipe):
 
     def build(self, size: int, context_size: int, *, key: Array) -> DiagonalNormal:
         """The family on R^size."""
-        return DiagonalNormal(size, Conditioner(2 * size, context_size, self.width, self.depth or 0, key=key))
+        return DiagonalNormal(size, Conditioner(2 * size, size, context_size, self.width, self.depth or 0, key=key))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class full(Recipe):
     def build(self, size: int, context_size: int, *, key: Array) -> FullNormal:
         """The family on R^size."""
         count = 2 * size + size * (size - 1) // 2
-        return FullNormal(size, Conditioner(count, context_size, self.width, self.depth or 0, key=key))
+        return FullNormal(size, Conditioner(count, size, context_size, self.width, self.depth or 0, key=key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class low_rank(Recipe):
             raise GuideError(f"am.low_rank(rank={self.rank}) on {size} dimensions: rank must be 1 to {size}")
         conditioner, start = jax.random.split(key)
         count = 2 * size + size * self.rank
-        parameters = Conditioner(count, context_size, self.width, self.depth or 0, key=conditioner)
+        parameters = Conditioner(count, size, context_size, self.width, self.depth or 0, key=conditioner)
         # Columns at zero would be a saddle point: their gradient vanishes together with them.
         columns = 0.05 * jax.random.normal(start, (size * self.rank,))
         parameters = eqx.tree_at(lambda c: c.offset, parameters, parameters.offset.at[2 * size :].set(columns))
@@ -113,8 +113,9 @@ class FullNormal(AbstractFamily):
     def _split(self, context: Context) -> tuple[Array, Array, Array]:
         free = self.parameters(context)
         log_diagonal = bounded_log_scale(free[self.size : 2 * self.size])
-        # Rows scale with their own diagonal, so that a narrow posterior needs no huge relative off-diagonals.
-        unit = jnp.eye(self.size) + triangular(free[2 * self.size :], self.size)
+        # Rows scale with their own diagonal, so that a narrow posterior needs no huge relative off-diagonals, and by
+        # 1/sqrt(d), so that one optimizer step moves a whole row as far as it moves the diagonal.
+        unit = jnp.eye(self.size) + triangular(free[2 * self.size :], self.size) / jnp.sqrt(self.size)
         return free[: self.size], jnp.exp(log_diagonal)[:, None] * unit, log_diagonal
 
     def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:

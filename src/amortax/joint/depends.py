@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .._errors import ModelError
 from .observe import Seen, reading
-from .trace import run
+from .trace import Record, run
 
 Sources = frozenset[str]
 _NONE: Sources = frozenset()
@@ -67,20 +67,30 @@ class Dependencies:
     """What the model's jaxpr says about its arguments."""
 
     observed_arguments: frozenset[str]
-    lagged: tuple[str, str] | None  # an observed argument and a site whose distribution it changes
-    indexed: dict[str, int]
+    lagged: Mapping[str, str]  # an observed argument -> the first site whose distribution it changes
+    derived: Mapping[str, frozenset[str]]  # an observed site -> the arguments of which its value is made
+    indexed: Mapping[str, int]
     checkable: frozenset[str]  # observed sites whose support depends on no latent
 
 
 def dependencies(
-    model: Callable, arguments: Mapping[str, jax.ShapeDtypeStruct], seen: Mapping[str, Seen], plate: str
+    model: Callable,
+    arguments: Mapping[str, jax.ShapeDtypeStruct],
+    seen: Mapping[str, Seen],
+    inside: frozenset[str],
+    plate: str,
 ) -> Dependencies:
-    """Traces one unit and follows its arguments and latents to every site; refuses shared sites that depend on units."""
+    """Traces one unit and follows its arguments and latents to every site; refuses shared sites that depend on units.
+
+    **Arguments**: `inside` names the sites that have a value for each unit.
+    """
     latents = {s.name: s for s in seen.values() if s.kind == "sample" and not s.observed}
-    values = {name: jax.ShapeDtypeStruct(s.shape, jnp.result_type(float)) for name, s in latents.items()}
+    values = {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in latents.items()}
+    observed = {s.name: s for s in seen.values() if s.kind == "sample" and s.observed and not s.factor}
+    elsewhere = {f"any {name}": jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in observed.items()}
     labels: list[tuple[str, str]] = []
 
-    def program(given: list[Any], data: list[Any]) -> list[Any]:
+    def program(given: list[Any], data: list[Any], anything: list[Any]) -> list[Any]:
         records = run(
             model,
             dict(zip(arguments, data, strict=True)),
@@ -89,38 +99,67 @@ def dependencies(
         )
         outputs = []
         for record in records.values():
-            if record.kind != "sample":
-                continue
-            parts = [("fn", leaf) for leaf in jax.tree.leaves(record.fn)]
-            if record.observed:
-                parts += [("value", record.value), ("support", record.fn.support(record.value))]
-            for part, leaf in parts:
+            for part, leaf in _parts(record, dict(zip(elsewhere, anything, strict=True))):
                 labels.append((record.name, part))
                 outputs.append(jnp.asarray(leaf))
         return outputs
 
     with reading(model):
-        closed = jax.make_jaxpr(program)(list(values.values()), list(arguments.values()))
-    reach = Reach(closed, [*values, *arguments])
-    return _conclude(reach, labels, seen, set(arguments), set(latents), plate)
+        closed = jax.make_jaxpr(program)(list(values.values()), list(arguments.values()), list(elsewhere.values()))
+    reach = Reach(closed, [*values, *arguments, *elsewhere])
+    found = [(name, part, sources) for (name, part), sources in zip(labels, reach.outputs, strict=True)]
+    _refuse_outside(found, inside, set(arguments) | (set(latents) & inside), plate)
+    return _conclude(found, reach, set(arguments), set(latents))
+
+
+def _parts(record: Record, elsewhere: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a site is made of: its distribution, and where it isn't drawn its value and whether that is possible.
+
+    Of the distribution both leaves and a density count, of an observed one at a value from `elsewhere`: some keep
+    parameters out of their leaves (the total count of a multinomial).
+    """
+    if record.kind == "deterministic":
+        return [("value", leaf) for leaf in jax.tree.leaves(record.value)]
+    if record.kind != "sample":
+        return []
+    parts: list[tuple[str, Any]] = [("fn", leaf) for leaf in jax.tree.leaves(record.fn)]
+    parts.append(("fn", record.fn.log_prob(elsewhere.get(f"any {record.name}", record.value))))
+    if record.scale is not None:
+        parts.append(("fn", record.scale))
+    if record.observed:
+        parts += [("observed", record.value), ("support", record.fn.support(record.value))]
+    return parts
+
+
+def _refuse_outside(
+    found: list[tuple[str, str, Sources]], inside: frozenset[str], by_unit: set[str], plate: str
+) -> None:
+    for name, part, sources in found:
+        if name in inside or not (wrong := sorted(sources & by_unit)):
+            continue
+        if part == "value":
+            raise ModelError(
+                f"deterministic '{name}' is one value for all units but depends on '{wrong[0]}', which differs by unit; "
+                "leave it out, and compute it from the posterior's draws"
+            )
+        raise ModelError(
+            f"site '{name}' is outside plate '{plate}' but depends on '{wrong[0]}', which differs by unit; "
+            f"move it inside the plate, or bind '{wrong[0]}' with functools.partial if it is a constant"
+        )
 
 
 def _conclude(
-    reach: Reach, labels: list[tuple[str, str]], seen: Mapping[str, Seen], arguments: set[str], latents: set[str], plate: str
+    found: list[tuple[str, str, Sources]], reach: Reach, arguments: set[str], latents: set[str]
 ) -> Dependencies:
-    found = list(zip(labels, reach.outputs, strict=True))
-    local = {name for name in latents if any(f == plate for f, _, _ in seen[name].plates)}
-    observed = frozenset(a for (_, part), sources in found if part == "value" for a in sources & arguments)
-    lagged = None
-    for (name, part), sources in found:
-        inside = any(f == plate for f, _, _ in seen[name].plates)
-        if not inside and (wrong := sorted(sources & (arguments | local))):
-            raise ModelError(
-                f"site '{name}' is outside plate '{plate}' but depends on '{wrong[0]}', which differs by unit; "
-                f"move it inside the plate, or bind '{wrong[0]}' with functools.partial if it is a constant"
-            )
-        if part == "fn" and (both := sorted(sources & observed)):
-            lagged = lagged or (both[0], name)
-    unsure = {name for (name, part), sources in found if part == "support" and sources & latents}
-    checkable = frozenset(name for (name, part), _ in found if part == "support" and name not in unsure)
-    return Dependencies(observed, lagged, dict(reach.indexed), checkable)
+    derived: dict[str, Sources] = {}
+    for name, part, sources in found:
+        if part == "observed":
+            derived[name] = derived.get(name, _NONE) | (sources & arguments)
+    observed = _NONE.union(*derived.values())
+    lagged: dict[str, str] = {}
+    for name, part, sources in found:
+        for argument in sources & observed if part == "fn" else ():
+            lagged.setdefault(argument, name)
+    supports = [(name, sources) for name, part, sources in found if part == "support"]
+    checkable = frozenset(n for n, _ in supports) - {n for n, sources in supports if sources & latents}
+    return Dependencies(observed, lagged, derived, dict(reach.indexed), checkable)

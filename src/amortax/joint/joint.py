@@ -19,7 +19,7 @@ from jax import Array
 
 from .._types import Batch, PyTree, Terms
 from .layout import unit_to_model
-from .masks import extent_mask, observed_mask, site_log_prob
+from .masks import partly_missing, site_log_prob, site_masks
 from .observe import reading
 from .structure import Site, Structure
 from .trace import Record, run
@@ -44,13 +44,17 @@ class Joint(eqx.Module):
 
     def log_prob(self, local: Array, shared: Array, batch: Batch) -> Terms:
         """Log density in nats of units' locals (B, d) and globals (g,), in unconstrained space, Jacobians included."""
-        axes = Terms(unit=0, shared=None)  # type: ignore[arg-type]
-        return jax.vmap(self.unit_log_prob, in_axes=(0, None, 0), out_axes=axes)(local, shared, batch)
+
+        def one(local: Array, unit: Batch) -> tuple[Array, Array]:
+            terms = self.unit_log_prob(local, shared, unit)
+            return terms.unit, terms.shared
+
+        return Terms(*jax.vmap(one, out_axes=(0, None))(local, batch))
 
     def unit_log_prob(self, local: Array, shared: Array, unit: Batch) -> Terms:
         """`log_prob` of one unit: locals (d,), arrays without the unit axis."""
         records = self._run(local, shared, unit, key=jax.random.key(0))
-        masks = self._site_masks(records, unit)
+        masks = self._masks(records, unit)
         in_unit, outside = jnp.zeros(()), jnp.zeros(())
         for site in self.structure.of("local", "global", "observed", "factor"):
             total = jnp.sum(site_log_prob(records[site.name], masks.get(site.name)))
@@ -113,19 +117,29 @@ class Joint(eqx.Module):
 
     def in_support(self, unit: Batch, sites: tuple[Site, ...]) -> list[Array]:
         """Whether each observed value of one unit lies in its site's support; True under masks. One array per site."""
-        records = run(self.model, self._arguments(unit), key=jax.random.key(0), params=self.params)
-        masks = self._site_masks(records, unit)
+        records, masks = self._observed(unit)
         found = []
         for site in sites:
-            record = records[site.name]
+            record, mask = records[site.name], masks.get(site.name)
             good = record.fn.support(record.value)
-            mask = masks.get(site.name)
             if mask is not None:
                 missing = jnp.broadcast_to(~mask, jnp.shape(record.value))
                 extra = jnp.ndim(missing) - jnp.ndim(good)
                 good = good | jnp.any(missing, axis=tuple(range(-extra, 0))) if extra else good | missing
-            found.append(jnp.squeeze(good, tuple(d + site.event_dim for d in site.dropped if d + site.event_dim < 0)))
+            found.append(_without_unit(good, site))
         return found
+
+    def partly_missing(self, unit: Batch, sites: tuple[Site, ...]) -> list[Array]:
+        """Whether each observed event of one unit is missing in part though its numbers have one joint density."""
+        records, masks = self._observed(unit)
+        return [
+            _without_unit(partly_missing(records[s.name], masks[s.name]), s) if s.name in masks else jnp.zeros((), bool)
+            for s in sites
+        ]
+
+    def _observed(self, unit: Batch) -> tuple[dict[str, Record], dict[str, Array]]:
+        records = run(self.model, self._arguments(unit), key=jax.random.key(0), params=self.params)
+        return records, self._masks(records, unit)
 
     def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
         drawn = {}
@@ -138,36 +152,22 @@ class Joint(eqx.Module):
     def _arguments(self, unit: Batch) -> dict[str, Array]:
         return unit_to_model(unit.arrays, {a.name: a.axis for a in self.structure.arguments})
 
-    def _run(self, local: Array, shared: Array, unit: Batch, *, key: Array, simulate: bool = False) -> dict[str, Record]:
+    def _run(
+        self, local: Array, shared: Array, unit: Batch, *, key: Array, simulate: bool = False
+    ) -> dict[str, Record]:
         free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
         with reading(self.model):
             return run(
                 self.model, self._arguments(unit), key=key, unconstrained=free, params=self.params, simulate=simulate
             )
 
-    def _site_masks(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+    def _masks(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
         axes = {a.name: a.axis for a in self.structure.arguments}
-        masks = unit_to_model(unit.masks, axes)
-        extents = {p.name: unit.lengths[p.argument] for p in self.structure.plates if p.argument in unit.lengths}
-        derived = [s for s in self.structure.of("observed") if s.argument is None and s.per_unit]
-        shadow = self._shadow(unit) if derived and unit.masks else {}
-        found = {}
-        for site in self.structure.of("observed", "factor"):
-            record = records[site.name]
-            argument_mask = shadow.get(site.name) if site.argument is None else masks.get(site.argument)
-            mask = extent_mask(record, extents) if site.role == "factor" else observed_mask(record, argument_mask, extents)
-            if mask is not None:
-                found[site.name] = mask
-        return found
+        data = Batch(self._arguments(unit), unit_to_model(unit.masks, axes), unit.lengths)
+        return site_masks(self.model, self.structure, records, data, self.params)
 
-    def _shadow(self, unit: Batch) -> dict[str, Array]:
-        """Where is a function of the data missing? Where it is NaN when the missing data are (compiled away but for that)."""
-        holes = dict(unit.arrays)
-        for name, mask in unit.masks.items():
-            if self.structure.argument(name).role == "observed" and jnp.issubdtype(holes[name].dtype, jnp.floating):
-                holes[name] = jnp.where(mask, holes[name], jnp.nan)
-        arguments = unit_to_model(holes, {a.name: a.axis for a in self.structure.arguments})
-        records = run(self.model, arguments, key=jax.random.key(0), params=self.params)
-        derived = [s.name for s in self.structure.of("observed") if s.argument is None]
-        return {name: ~jnp.isnan(jax.lax.stop_gradient(records[name].value)) for name in derived}
 
+def _without_unit(facts: Array, site: Site) -> Array:
+    """Facts about a site's values, which have fewer event axes than the values, without the axes that `keep` drops."""
+    fewer = len(site.model_shape) - jnp.ndim(facts)
+    return jnp.squeeze(facts, tuple(dim + fewer for dim in site.dropped if -jnp.ndim(facts) <= dim + fewer < 0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,14 +18,14 @@ from .observe import name_of
 
 
 def shapes(
-    data: Batch, axes: Mapping[str, int], num_units: int, extra: int = 0
+    data: Batch, axes: Mapping[str, int], num_units: int, longer: Collection[str] = ()
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Abstract arguments for `num_units` units in the model's layout; `extra` lengthens the ragged axes."""
+    """Abstract arguments for `num_units` units in the model's layout; those named in `longer` have one more padded place."""
     specs = {}
     for name, array in data.arrays.items():
         shape = list(array.shape[1:])
-        if name in data.lengths:
-            shape[0] += extra
+        if name in longer:
+            shape[0] += 1
         shape.insert(axes.get(name, 0), num_units)
         specs[name] = jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(array.dtype))
     return specs
@@ -60,9 +61,13 @@ def check_arguments(model: Callable, names: list[str], axes: Mapping[str, int]) 
             f"{where} needs the arguments {missing}, which the data (with {sorted(names)}) does not have; "
             "add them, or bind constants with functools.partial"
         )
-    if extra := [name for name in names if name not in parameters]:
-        if not open_ended:
-            raise ModelError(f"data has {extra}, which {where} does not take (it takes {list(parameters)}); drop or rename")
+    extra = [name for name in names if name not in parameters]
+    if extra and not open_ended:
+        near = difflib.get_close_matches(extra[0].lower(), [name for name in parameters if name not in names], 1)
+        raise ModelError(
+            f"data has {extra}, which {where} does not take (it takes {list(parameters)}); "
+            + (f"did you mean '{near[0]}'?" if near else "drop or rename")
+        )
     if unknown := [name for name in axes if name not in names]:
         raise ModelError(f"axes= names {unknown}, which the data (with {sorted(names)}) does not have")
 

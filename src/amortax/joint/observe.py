@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import ImproperUniform, biject_to
 
 from .._errors import AmortaxError, ModelError
 from .masks import site_log_prob
-from .trace import Record, run
+from .trace import Record, free_shape, in_words, is_improper, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Seen:
     name: str
     kind: str
     plates: tuple[tuple[str, int, int], ...]
-    shape: tuple[int, ...] = ()
+    shape: tuple[Any, ...] = ()  # of the value; of a parameter: the shapes of its arrays
     event_dim: int = 0
     free_shape: tuple[int, ...] = ()
     log_prob_shape: tuple[int, ...] = ()
@@ -37,6 +36,7 @@ class Seen:
     discrete: bool = False
     improper: bool = False
     argument: str | None = None
+    dtype: Any = None
     sizes: tuple[Any, ...] = ()  # of a plate: (size, subsample_size)
 
 
@@ -55,13 +55,19 @@ def reading(model: Callable) -> Iterator[None]:
         raise
     except jax.errors.ConcretizationTypeError as error:
         raise ModelError(
-            f"model '{name_of(model)}'{_line(model, error)} branches on, loops over or indexes by values of its data or "
-            f"latents, so its sites can't be read once for all units; use jnp.where, jax.lax.cond or shapes instead "
+            f"model '{name_of(model)}'{_line(model, error)} branches on, loops over or indexes by values of its data "
+            "or latents, so its sites can't be read once for all units; use jnp.where, jax.lax.cond or shapes instead "
             f"({_first_line(error)})"
         ) from error
     except Exception as error:
+        if isinstance(error, NotImplementedError) and "control flow" in str(error):
+            raise ModelError(
+                f"model '{name_of(model)}'{_line(model, error)} uses numpyro.contrib.control_flow (scan or cond); sequence "
+                "models are not supported yet: write the steps as one distribution, or as a Python loop over a fixed number"
+            ) from error
         raise ModelError(
-            f"model '{name_of(model)}'{_line(model, error)} raised {type(error).__name__}: {_first_line(error)}{_hint(error)}"
+            f"model '{name_of(model)}'{_line(model, error)} raised {type(error).__name__}: "
+            f"{_first_line(error)}{_hint(error)}"
         ) from error
 
 
@@ -102,40 +108,28 @@ def observe(model: Callable, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict
 def _see(record: Record, arguments: Mapping[str, Any]) -> Seen:
     if record.kind == "plate":
         return Seen(record.name, "plate", record.plates, sizes=record.arguments)
+    if record.kind == "deterministic":
+        return Seen(record.name, record.kind, record.plates, shape=jnp.shape(record.value))
     if record.kind != "sample":
-        shape = jnp.shape(record.value) if record.kind == "deterministic" else ()
-        return Seen(record.name, record.kind, record.plates, shape=shape)
+        shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(record.value)) if record.kind == "param" else ()
+        return Seen(record.name, record.kind, record.plates, shape=shapes)
     fn, value = record.fn, record.value
-    latent = not record.observed
     discrete = bool(fn.support.is_discrete) and not record.is_factor
-    free_shape: tuple[int, ...] = ()
-    if latent and not discrete:
-        try:
-            free_shape = tuple(fn.batch_shape) + tuple(biject_to(fn.support).inverse_shape(fn.event_shape))
-        except NotImplementedError as error:
-            raise ModelError(
-                f"site '{record.name}' has support {fn.support}, for which NumPyro has no bijection to the reals; "
-                "write it with a distribution whose support biject_to knows"
-            ) from error
+    free = () if record.observed or discrete else free_shape(fn)
     identical = [name for name, array in arguments.items() if record.observed and value is array]
     return Seen(
         record.name,
         "sample",
         record.plates,
-        shape=tuple(jnp.shape(value)),
+        shape=jnp.broadcast_shapes(jnp.shape(value), fn.shape()),
         event_dim=len(fn.event_shape),
-        free_shape=free_shape,
+        free_shape=free,
         log_prob_shape=tuple(jnp.shape(site_log_prob(record, None))),
-        support=str(fn.support),
+        support=in_words(fn.support),
         observed=record.observed,
         factor=record.is_factor,
         discrete=discrete,
-        improper=isinstance(_base(fn), ImproperUniform),
+        improper=is_improper(fn),
         argument=identical[0] if identical else None,
+        dtype=jnp.result_type(value),
     )
-
-
-def _base(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

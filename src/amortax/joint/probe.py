@@ -8,7 +8,7 @@ exchangeable if permuting them changes no site's sum. Nothing of this raises by 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from .._errors import ModelError
 from .._types import Batch, PyTree
 from .layout import to_model, unit_slice
-from .masks import masked_log_prob, site_log_prob
+from .masks import own_places, site_log_prob, site_masks
 from .observe import reading
 from .structure import InnerPlate, Structure
 from .trace import run
@@ -28,28 +28,33 @@ RELATIVE = 1e-5  # float32 noise of the same arithmetic in another batch shape
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Arrays of one run: log densities by element, latents, as NumPy."""
+    """Arrays of one run, as NumPy: log densities by element, latents, and deterministic values."""
 
     log_prob: dict[str, np.ndarray]
     latents: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+
+Density = Callable[[Batch, dict[str, Any]], _Run]
 
 
 def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, key: jax.Array) -> Structure:
-    """Checks separability and padding on up to three units of `data`; returns the structure with exchangeability probed."""
-    axes = {a.name: a.axis for a in structure.arguments}
+    """Checks separability, masks and padding on three units of `data`; returns the structure with exchangeability probed."""
     units = _pick(data)
-    density = _compiled(model, structure, axes)
-    together = density(units, params, {}, key)
-    dims = _dims(structure, together)
+    density = _compiled(model, structure, params, key)
+    together = density(units, {})
+    for other in _refilled(units):
+        _compare_hidden(together, density(other, together.latents), structure)
     for index in range(len(next(iter(units.arrays.values())))):
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
+        dims = {s.name: (s.unit_dim, s.event_dim) for s in structure.sites if s.per_unit}
         given = {n: unit_slice(v, index, *dims[n]) if n in dims else v for n, v in together.latents.items()}
-        alone = density(one, params, given, key)
-        _compare(together, alone, index, dims, structure)
+        alone = density(one, given)
+        _compare(together, alone, index, structure)
         if data.lengths:
-            _compare_padding(alone, density(_padded(one), params, given, key))
+            _compare_hidden(alone, density(_padded(one), given), structure)
     plates = tuple(
-        dataclasses.replace(p, exchangeable=_exchangeable(p, structure, units, density, params, together, key))
+        dataclasses.replace(p, exchangeable=_exchangeable(p, structure, units, density, together))
         for p in structure.plates
     )
     return dataclasses.replace(structure, plates=plates)
@@ -70,68 +75,82 @@ def initial_params(model: Callable, structure: Structure, data: Batch, key: jax.
 
 
 def _pick(data: Batch) -> Batch:
-    """Three units that differ in length, where units do."""
+    """Three units: the shortest and longest where they differ in length, one with missing values where there is one."""
     num = len(next(iter(data.arrays.values())))
     chosen = list(range(min(3, num)))
     if data.lengths and num > 3:
         order = np.argsort(next(iter(data.lengths.values())), kind="stable")
         chosen = [int(order[0]), int(order[num // 2]), int(order[-1])]
+    holes = np.zeros(num, bool)
+    for name, mask in data.masks.items():
+        holes |= (own_places(mask, data.lengths.get(name)) & ~np.asarray(mask)).reshape(num, -1).any(axis=1)
+    if holes.any() and not holes[chosen].any():
+        chosen[len(chosen) // 2] = int(np.argmax(holes))
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[chosen]), data)
 
 
-def _compiled(model: Callable, structure: Structure, axes: Mapping[str, int]) -> Callable[..., _Run]:
-    @jax.jit
-    def program(units: Batch, params: PyTree, given: dict[str, Any], key: jax.Array) -> Any:
-        masks = to_model(units.masks, axes)
-        records = run(model, to_model(units.arrays, axes), key=key, given=given, params=params)
-        found = {}
-        for site in structure.of("local", "global", "observed", "factor"):
-            record = records[site.name]
-            if site.argument in masks:
-                found[site.name] = masked_log_prob(record.fn, record.value, masks[site.argument])
-            else:
-                found[site.name] = site_log_prob(record, None)
-        return found, {s.name: records[s.name].value for s in structure.of("local", "global")}
+def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Array) -> Density:
+    axes = {a.name: a.axis for a in structure.arguments}
 
-    def call(units: Batch, params: PyTree, given: dict[str, Any], key: jax.Array) -> _Run:
+    @jax.jit
+    def program(units: Batch, given: dict[str, Any]) -> Any:
+        data = Batch(to_model(units.arrays, axes), to_model(units.masks, axes), units.lengths)
+        records = run(model, data.arrays, key=key, given=given, params=params)
+        masks = site_masks(model, structure, records, data, params)
+        found = {
+            s.name: site_log_prob(records[s.name], masks.get(s.name))
+            for s in structure.of("local", "global", "observed", "factor")
+        }
+        latents = {s.name: records[s.name].value for s in structure.of("local", "global")}
+        return found, latents, {s.name: records[s.name].value for s in structure.of("deterministic")}
+
+    def call(units: Batch, given: dict[str, Any]) -> _Run:
         with reading(model):
-            log_prob, latents = program(units, params, given, key)
-        return _Run(*jax.tree.map(np.asarray, (log_prob, latents)))
+            found = program(units, given)
+        return _Run(*jax.tree.map(np.asarray, found))
 
     return call
 
 
-def _dims(structure: Structure, together: _Run) -> dict[str, tuple[int, int]]:
-    """The unit plate's dim and the event dimension of every site in the plate."""
-    found = {}
-    for site in structure.sites:
-        if site.per_unit and site.role != "deterministic":
-            found[site.name] = (site.unit_dim, site.event_dim)
-    return found
+def _compare(together: _Run, alone: _Run, index: int, structure: Structure) -> None:
+    """A unit's densities and values among others against those alone."""
+    sites = {s.name: s for s in structure.sites}
+    for what, whole, mine in (
+        ("log density", together.log_prob, alone.log_prob),
+        ("value", together.values, alone.values),
+    ):
+        for name, value in mine.items():
+            site = sites[name]
+            event_dim = site.event_dim if what == "value" else 0
+            part = unit_slice(whole[name], index, site.unit_dim, event_dim) if site.per_unit else whole[name]
+            size = float(np.max(np.abs(part), initial=0.0)) if what == "value" else 0.0
+            if part.shape == value.shape and _close(part, value, size):
+                continue
+            raise ModelError(
+                f"site '{name}' is not separable by unit: unit {index} has {what} {np.sum(part):.6g} among other units, "
+                f"{np.sum(value):.6g} alone. Something in it mixes units of plate '{structure.plate}' (a mean over "
+                "units, a literal count, an index into other units, a latent that depends on another unit's data); "
+                "compute such quantities before and pass them as an argument per unit"
+            )
 
 
-def _compare(together: _Run, alone: _Run, index: int, dims: Mapping, structure: Structure) -> None:
-    for name, mine in alone.log_prob.items():
-        whole = together.log_prob[name]
-        part = unit_slice(whole, index, dims[name][0], 0) if name in dims else whole
-        if part.shape == mine.shape and _close(part, mine):
+def _compare_hidden(seen: _Run, other: _Run, structure: Structure) -> None:
+    """Densities and values before and after what no site may see has changed: padding, and what fills missing places."""
+    ragged = {p.name for p in structure.plates if p.ragged}
+    pairs = [(n, "log density", x, other.log_prob[n], float(np.sum(np.abs(x)))) for n, x in seen.log_prob.items()]
+    for site in structure.of("deterministic"):
+        if not ragged & set(site.dims) and seen.values[site.name].shape == other.values[site.name].shape:
+            value = seen.values[site.name]
+            size = float(np.max(np.abs(value), initial=0.0))
+            pairs.append((site.name, "value", value, other.values[site.name], size))
+    for name, what, first, second, size in pairs:
+        if _close(np.sum(first), np.sum(second), size):
             continue
         raise ModelError(
-            f"site '{name}' is not separable by unit: with three units, unit {index} has log density {float(np.sum(part)):.6g}, "
-            f"alone {float(np.sum(mine)):.6g}. Something in it mixes units of plate '{structure.plate}' (a mean over units, "
-            "a literal count, an index into other units, a latent that depends on another unit's data); "
-            "compute such quantities before and pass them as an argument per unit"
+            f"site '{name}' changes with padding, or with what stands in missing places: {what} {np.sum(first):.6g}, "
+            f"then {np.sum(second):.6g}. It uses a ragged or partly missing argument outside its plate (a mean or sum "
+            "over elements, an element before or after); compute that before and pass it as an argument per unit"
         )
-
-
-def _compare_padding(alone: _Run, padded: _Run) -> None:
-    for name, mine in alone.log_prob.items():
-        if not _close(np.sum(mine), np.sum(padded.log_prob[name]), size=float(np.sum(np.abs(mine)))):
-            raise ModelError(
-                f"site '{name}' changes with padding: log density {float(np.sum(mine)):.6g}, "
-                f"with two more padded elements {float(np.sum(padded.log_prob[name])):.6g}. It uses the ragged axis outside "
-                "its plate (a mean or sum over elements); compute that before and pass it as an argument per unit"
-            )
 
 
 def _close(first: Any, second: Any, size: float = 0.0) -> bool:
@@ -140,6 +159,23 @@ def _close(first: Any, second: Any, size: float = 0.0) -> bool:
     with np.errstate(invalid="ignore"):
         near = np.abs(first - second) <= RELATIVE * (1.0 + np.abs(first) + size)
     return bool(np.all(same | near))
+
+
+def _refilled(units: Batch) -> list[Batch]:
+    """The units with other real values under their masks: the smallest and the largest there are."""
+    if all(np.all(mask) for mask in units.masks.values()):
+        return []
+
+    def fill(name: str, choose: Callable) -> jax.Array:
+        values, mask = units.arrays[name], units.masks.get(name)
+        if mask is None or not np.any(mask):
+            return values
+        return jnp.where(mask, values, choose(np.asarray(values)[np.asarray(mask)]).astype(values.dtype))
+
+    return [
+        Batch({name: fill(name, choose) for name in units.arrays}, units.masks, units.lengths)
+        for choose in (np.min, np.max)
+    ]
 
 
 def _padded(one: Batch) -> Batch:
@@ -155,40 +191,29 @@ def _padded(one: Batch) -> Batch:
     return Batch(longer(one.arrays, False), longer(one.masks, True), one.lengths)
 
 
-def _exchangeable(
-    plate: InnerPlate,
-    structure: Structure,
-    units: Batch,
-    density: Callable,
-    params: PyTree,
-    together: _Run,
-    key: jax.Array,
-) -> bool:
-    """Reverses the elements along the plate in every argument that lies along it."""
+def _exchangeable(plate: InnerPlate, structure: Structure, units: Batch, density: Density, together: _Run) -> bool:
+    """Reverses and shuffles the elements along the plate in every argument that lies along it."""
     arguments = {a.name: a.plate_axis + 1 for a in structure.arguments if a.plate == plate.name}
     inside = [s for s in structure.of("local", "global") if plate.name in s.dims]
     if inside or not arguments:
         return False
+    shuffled = np.random.default_rng(0)
 
-    def reverse(values: dict[str, Any]) -> dict[str, Any]:
-        out = dict(values)
-        for name, axis in arguments.items():
-            if name in out:
-                out[name] = _reverse(out[name], axis, units.lengths.get(name))
-        return out
+    def agree(order: Callable[[int], np.ndarray]) -> bool:
+        def permuted(values: dict[str, Any]) -> dict[str, Any]:
+            return {n: _permute(x, arguments[n], orders) if n in arguments else x for n, x in values.items()}
 
-    flipped = density(Batch(reverse(units.arrays), reverse(units.masks), units.lengths), params, together.latents, key)
-    return all(
-        _close(np.sum(v), np.sum(flipped.log_prob[n]), size=float(np.sum(np.abs(v)))) for n, v in together.log_prob.items()
-    )
+        size = units.arrays[next(iter(arguments))].shape[arguments[next(iter(arguments))]]
+        lengths = next((units.lengths[n] for n in arguments if n in units.lengths), None)
+        own = [size] * len(next(iter(units.arrays.values()))) if lengths is None else np.asarray(lengths).tolist()
+        orders = np.stack([np.concatenate([order(n), np.arange(n, size)]) for n in own]).astype(int)
+        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), together.latents)
+        sums = ((np.sum(x), np.sum(other.log_prob[n]), float(np.sum(np.abs(x)))) for n, x in together.log_prob.items())
+        return all(_close(*pair) for pair in sums)
+
+    return agree(lambda n: np.arange(n)[::-1]) and agree(shuffled.permutation)
 
 
-def _reverse(values: Any, axis: int, lengths: Any) -> Any:
-    size = values.shape[axis]
-    position = np.arange(size)
-    if lengths is None:
-        return jnp.flip(values, axis)
-    lengths = np.asarray(lengths)[:, None]
-    order = np.where(position < lengths, np.maximum(lengths - 1 - position, 0), position)
-    order = order.reshape(order.shape + (1,) * (values.ndim - 2))
-    return jnp.take_along_axis(values, jnp.broadcast_to(order, values.shape), axis=1)
+def _permute(values: Any, axis: int, orders: np.ndarray) -> Any:
+    orders = orders.reshape(len(orders), *(1,) * (axis - 1), -1, *(1,) * (values.ndim - axis - 1))
+    return jnp.take_along_axis(values, jnp.broadcast_to(orders, values.shape), axis=axis)

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import jax
-import numpy as np
-
 from .._errors import ModelError
 from .._types import Batch
+from .arguments import argument_of, ragged_groups
 from .depends import Dependencies, dependencies
-from .layout import check_arguments, omitted_arguments, shapes
+from .layout import check_arguments, shapes
 from .observe import Seen, name_of, observe
-from .refuse import refuse_latents, refuse_plates, refuse_sites
+from .refuse import (
+    refuse_forgotten,
+    refuse_latents,
+    refuse_other_lengths,
+    refuse_plates,
+    refuse_sites,
+    refuse_sizes,
+    refuse_unobserved,
+)
 from .structure import Argument, InnerPlate, Site, Structure
+
+Frames = Mapping[int, tuple[str, int]]  # dim -> (plate, size)
 
 
 def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> Structure:
@@ -30,20 +38,28 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     num_units = len(next(iter(data.arrays.values())))
     whole = observe(model, shapes(data, axes, num_units))
     refuse_plates(model, whole, plate, num_units)
-    one = observe(model, shapes(data, axes, 1))
+    specs = shapes(data, axes, 1)
+    one = observe(model, specs)
     refuse_plates(model, one, plate, 1)
-    longer = observe(model, shapes(data, axes, 1, extra=1)) if data.lengths else one
-    inner = _inner_plates(one, longer, plate, data)
     refuse_sites(model, one, plate)
+    inner = _inner_plates(model, data, axes, one, plate)
+    refuse_forgotten(model, specs, one)
     refuse_latents(one, {p.name for p in inner if p.ragged}, plate)
-    _refuse_forgotten(model, data, axes, one, plate)
-    links = dependencies(model, shapes(data, axes, 1), one, plate)
-    arguments = tuple(_argument(name, data, axes, one, links, inner, plate) for name in names)
-    _refuse_missing_covariates(arguments, data)
+    refuse_sizes(one, whole, plate)
+    unit_axes = _unit_axes(one, whole, plate)
+    inside = frozenset(n for n, s in one.items() if n in unit_axes or (s.kind == "sample" and _is_in(s, plate)))
+    links = dependencies(model, specs, one, inside, plate)
+    refuse_unobserved(one, list(data.arrays), plate)
+    arguments = tuple(argument_of(name, data, axes, one, links, inner, plate) for name in names)
+    frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
     return Structure(
         model=name_of(model),
         plate=plate,
-        sites=tuple(_site(seen, plate, seen.name in links.checkable) for seen in one.values() if seen.kind in {"sample", "deterministic"}),
+        sites=tuple(
+            _site(seen, plate, unit_axes, frames, seen.name in links.checkable)
+            for seen in one.values()
+            if seen.kind in {"sample", "deterministic"}
+        ),
         arguments=arguments,
         plates=inner,
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
@@ -51,156 +67,113 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     )
 
 
-def _inner_plates(one: dict[str, Seen], longer: dict[str, Seen], plate: str, data: Batch) -> tuple[InnerPlate, ...]:
+def _is_in(seen: Seen, plate: str) -> bool:
+    return any(name == plate for name, _, _ in seen.plates)
+
+
+def _inner_plates(
+    model: Callable, data: Batch, axes: Mapping[str, int], one: dict[str, Seen], plate: str
+) -> tuple[InnerPlate, ...]:
+    """The plates inside the amortized one; ragged are those that grow when the arguments of a ragged group do."""
+    groups = ragged_groups(data)
+    if groups:
+        refuse_sizes(one, observe(model, shapes(data, axes, 1, longer=frozenset(data.lengths))), plate, "padded length")
+    grown = {}
+    for group in groups:
+        try:
+            grown[group] = observe(model, shapes(data, axes, 1, longer=frozenset(group)))
+        except ModelError as error:  # all together grew: these don't without others, that differ in length
+            refuse_other_lengths(group, data, plate, error)
     found: dict[str, InnerPlate] = {}
     for name, seen in one.items():
-        for (frame, _, size), (_, _, size_longer) in zip(seen.plates, longer[name].plates, strict=True):
-            in_unit = any(f == plate for f, _, _ in seen.plates)
-            if frame != plate and in_unit:
-                ragged = size != size_longer
-                lengths = [a for a in data.lengths if data.arrays[a].shape[1] == size] if ragged else [None]
-                found[frame] = InnerPlate(frame, ragged, exchangeable=True, argument=(lengths or [None])[0])
+        for index, (frame, _, size) in enumerate(seen.plates):
+            if frame != plate and _is_in(seen, plate):
+                ragged = [g for g in groups if grown[g][name].plates[index][2] != size]
+                found[frame] = InnerPlate(frame, bool(ragged), True, ragged[0][0] if ragged else None)
     return tuple(found.values())
 
 
-def _refuse_forgotten(model: Callable, data: Batch, axes: Mapping[str, int], one: dict[str, Seen], plate: str) -> None:
-    specs = shapes(data, axes, 1)
-    for name in omitted_arguments(model, list(data.arrays)):
-        for site in one.values():
-            if site.kind != "sample" or site.observed:
-                continue
-            trial = {**specs, name: jax.ShapeDtypeStruct(site.shape, np.dtype(np.int32 if site.discrete else np.float32))}
-            try:
-                seen = observe(model, trial).get(site.name)
-            except ModelError:
-                continue
-            if seen is not None and seen.argument == name:
-                raise ModelError(
-                    f"site '{site.name}' is observed through the argument '{name}', which the data (with "
-                    f"{sorted(data.arrays)}) does not have; add it, or bind it with functools.partial(model, {name}=None) "
-                    "if it is meant to be a latent"
-                )
-    if not any(s.observed and any(f == plate for f, _, _ in s.plates) for s in one.values()):
-        raise ModelError(
-            f"no site inside plate '{plate}' is observed, so units tell nothing: observe one with obs=, "
-            f"through an argument that the data (with {sorted(data.arrays)}) has"
-        )
+def _unit_axes(one: dict[str, Seen], whole: dict[str, Seen], plate: str) -> dict[str, int]:
+    """The unit axis of every deterministic value that has one, inside the plate or not."""
+    found = {}
+    for name, seen in one.items():
+        if seen.kind != "deterministic" or seen.shape == whole[name].shape:
+            continue
+        mine, all_units = seen.shape, whole[name].shape
+        differ = [i for i, (a, b) in enumerate(zip(mine, all_units, strict=False)) if a != b]
+        if len(mine) != len(all_units) or len(differ) != 1 or mine[differ[0]] != 1:
+            raise ModelError(
+                f"deterministic '{name}' has shape {all_units} for all units and {mine} for one, so it is not one value "
+                f"per unit of plate '{plate}'; leave it out, and compute it from the posterior's draws"
+            )
+        found[name] = differ[0]
+    return found
 
 
-def _site(seen: Seen, plate: str, checkable: bool) -> Site:
-    per_unit = any(name == plate for name, _, _ in seen.plates)
-    frames = {dim: name for name, dim, _ in seen.plates}
-    batch_ndim = len(seen.shape) - seen.event_dim
+def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, checkable: bool) -> Site:
+    per_unit = seen.name in unit_axes if seen.kind == "deterministic" else _is_in(seen, plate)
+    own: Frames = {dim: (name, size) for name, dim, size in seen.plates}
+    event_dim = seen.event_dim
+    if seen.kind == "deterministic":
+        own, event_dim = _frames_of_value(seen, plate, unit_axes.get(seen.name), own, frames)
     kept, dims, dropped = [], [], []
     for position, size in enumerate(seen.shape):
-        dim = position - batch_ndim
-        name = frames.get(dim) if dim < 0 else None
-        broadcast = dim < 0 and size == 1 and name is None and any(other < dim for other in frames)
+        dim = position - (len(seen.shape) - event_dim)
+        name = own[dim][0] if dim in own and own[dim][1] == size else None
+        broadcast = dim < 0 and size == 1 and name is None and any(other < dim for other in own)
         if name == plate or broadcast:
             dropped.append(position - len(seen.shape))
             continue
         kept.append(size)
         dims.append(name)
-    role = "deterministic" if seen.kind == "deterministic" else "factor" if seen.factor else "observed"
-    if role == "observed" and not seen.observed:
-        role = "local" if per_unit else "global"
     return Site(
-        seen.name,
-        role,
-        per_unit,
-        tuple(dims),
-        tuple(kept),
-        tuple(dropped),
-        seen.shape,
-        seen.event_dim,
-        seen.free_shape,
-        seen.support,
-        seen.argument,
-        next((dim for name, dim, _ in seen.plates if name == plate), 0),
-        checkable,
+        name=seen.name,
+        role=_role(seen, per_unit),
+        per_unit=per_unit,
+        dims=tuple(dims),
+        kept_shape=tuple(kept),
+        dropped=tuple(dropped),
+        model_shape=seen.shape,
+        event_dim=event_dim,
+        free_shape=seen.free_shape,
+        support=seen.support,
+        argument=seen.argument,
+        unit_dim=next((dim for dim, (name, _) in own.items() if name == plate), 0),
+        checkable=checkable,
     )
 
 
-def _argument(
-    name: str,
-    data: Batch,
-    axes: Mapping[str, int],
-    one: dict[str, Seen],
-    links: Dependencies,
-    inner: tuple[InnerPlate, ...],
-    plate: str,
-) -> Argument:
-    array = data.arrays[name]
-    shape: list[int | None] = list(array.shape[1:])
-    if name in data.lengths:
-        shape[0] = None
-    plate_name, plate_axis = _along(name, array, data, one, inner, plate)
-    observing = [seen for seen in one.values() if seen.argument == name]
-    return Argument(
-        name,
-        str(jax.dtypes.canonicalize_dtype(array.dtype)),
-        tuple(shape),
-        axes.get(name, 0),
-        "observed" if name in links.observed_arguments else "covariate",
-        plate_name,
-        plate_axis,
-        masked=name in data.masks,
-        categories=links.indexed.get(name) if array.dtype.kind in "iu" else None,
-        positive=any("nonnegative" in s.support.lower() or "positive" in s.support.lower() for s in observing),
-    )
+def _role(seen: Seen, per_unit: bool) -> str:
+    if seen.kind == "deterministic" or seen.factor:
+        return "factor" if seen.factor else "deterministic"
+    if seen.observed:
+        return "observed"
+    return "local" if per_unit else "global"
 
 
-def _along(
-    name: str, array: np.ndarray, data: Batch, one: dict[str, Seen], inner: tuple[InnerPlate, ...], plate: str
-) -> tuple[str | None, int]:
-    """The inner plate along which an argument's elements lie, and the axis of one unit's array."""
-    if name in data.lengths:
-        ragged = [p.name for p in inner if p.argument in data.lengths]
-        same = [p for p in inner if p.ragged and np.array_equal(data.lengths[p.argument or name], data.lengths[name])]
-        return (same[0].name if same else (ragged or [None])[0]), 0
-    for seen in one.values():
-        if seen.argument == name:
-            unit_dim = next((dim for f, dim, _ in seen.plates if f == plate), None)
-            for frame, dim, _ in reversed(seen.plates):
-                if frame != plate and unit_dim is not None:
-                    position = len(seen.shape) - seen.event_dim + dim
-                    unit_position = len(seen.shape) - seen.event_dim + unit_dim
-                    return frame, position - (1 if position > unit_position else 0)
-            return None, 0
-    sizes = {f: (dim, size) for seen in one.values() for f, dim, size in seen.plates if f != plate}
-    for frame, (_, size) in sizes.items():
-        if size > 1 and size in array.shape[1:]:
-            return frame, array.shape[1:].index(size)
-    return None, 0
-
-
-def _refuse_missing_covariates(arguments: tuple[Argument, ...], data: Batch) -> None:
-    for argument in arguments:
-        mask = data.masks.get(argument.name)
-        if mask is None or argument.role == "observed":
-            continue
-        real = np.ones(mask.shape, bool)
-        if argument.name in data.lengths:
-            inside = np.arange(mask.shape[1]) < data.lengths[argument.name][:, None]
-            real = np.broadcast_to(inside.reshape(inside.shape + (1,) * (mask.ndim - 2)), mask.shape)
-        places = np.argwhere(real & ~mask)
-        if len(places):
-            raise ModelError(
-                f"covariate '{argument.name}' is missing at {len(places)} places, first at unit {places[0][0]}"
-                f"{f', element {tuple(int(i) for i in places[0][1:])}' if places.shape[1] > 1 else ''}; only observed "
-                f"sites may have missing values: drop those rows, impute '{argument.name}', or model it with a sample site"
-            )
+def _frames_of_value(seen: Seen, plate: str, axis: int | None, own: Frames, frames: Frames) -> tuple[Frames, int]:
+    """Where the plates of a deterministic value lie, which has no event dimension of its own: (plates, event_dim)."""
+    if axis is None:
+        return ({} if _is_in(seen, plate) else own), 0
+    ndim = len(seen.shape)
+    unit_dim = next(dim for dim, (name, _) in frames.items() if name == plate)
+    if axis - unit_dim > ndim:  # other axes than the model's
+        return {axis - ndim: (plate, 1)}, 0
+    return (own if _is_in(seen, plate) else frames), ndim - (axis - unit_dim)
 
 
 def _cannot_simulate(one: dict[str, Seen], links: Dependencies, arguments: tuple[Argument, ...]) -> str:
-    for seen in one.values():
+    samples = [seen for seen in one.values() if seen.kind == "sample"]
+    for seen in samples:
+        if seen.improper and not seen.observed:
+            return f"site '{seen.name}' has an improper prior"
+    for seen in samples:
         if seen.factor:
             return f"factor '{seen.name}' has no sampler"
-        if seen.improper:
-            return f"site '{seen.name}' has an improper prior"
         if seen.observed and seen.argument is None:
+            if not links.derived.get(seen.name):
+                return f"site '{seen.name}' observes a constant, which ties its parameters together"
             return f"site '{seen.name}' observes a function of the data, not an argument itself"
-    if links.lagged:
-        return f"observed argument '{links.lagged[0]}' changes the distribution of site '{links.lagged[1]}'"
-    unobserved = [a.name for a in arguments if a.role == "observed" and not any(s.argument == a.name for s in one.values())]
-    return f"argument '{unobserved[0]}' is observed only through other arguments" if unobserved else ""
+    for argument, site in links.lagged.items():
+        return f"observed argument '{argument}' changes the distribution of site '{site}'"
+    return ""

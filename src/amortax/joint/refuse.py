@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from .._errors import ModelError
-from .observe import Seen, name_of
+import jax
+import numpy as np
+
+from .._errors import DataError, ModelError
+from .._types import Batch
+from .layout import omitted_arguments
+from .observe import Seen, name_of, observe
 
 NESTED = """write one row per unit and nest the plates:
     with numpyro.plate("{plate}", x.shape[0], dim=-2):       # x: (units, elements)
@@ -20,7 +25,9 @@ def refuse_plates(model: Callable, seen: dict[str, Seen], plate: str, num_units:
     sizes = {s.name: s.sizes for s in seen.values() if s.kind == "plate"}
     where = f"model '{name_of(model)}'"
     if plate not in sizes:
-        raise ModelError(f"{where} has no plate '{plate}'; its plates are {sorted(sizes)}")
+        raise ModelError(
+            f"{where} has no plate '{plate}'; its plates are {sorted(sizes)}: give plate= the one whose elements are the units"
+        )
     for name, (size, subsample) in sizes.items():
         if subsample is not None and subsample != size:
             raise ModelError(
@@ -42,12 +49,13 @@ def refuse_plates(model: Callable, seen: dict[str, Seen], plate: str, num_units:
 
 
 def refuse_sites(model: Callable, seen: dict[str, Seen], plate: str) -> None:
-    """Kinds of site that have no per-unit density: mutable state, scan, parameters per unit, terms counted twice."""
+    """Kinds of site that have no per-unit density: mutable state, and terms counted twice."""
     for site in seen.values():
         if site.kind == "mutable":
-            raise ModelError(f"site '{site.name}' is mutable; batch statistics and other state can't be amortized: use a module without it")
-        if site.kind == "control_flow":
-            raise ModelError(f"site '{site.name}' is a scan or cond; sequence models are not supported yet: write the steps as one distribution")
+            raise ModelError(
+                f"site '{site.name}' is mutable; batch statistics and other state can't be amortized: "
+                "use a module without it"
+            )
         if site.kind == "sample":
             _refuse_counted_twice(site)
     if not any(s.kind == "sample" for s in seen.values()):
@@ -87,3 +95,59 @@ def refuse_latents(seen: dict[str, Seen], ragged: set[str], plate: str) -> None:
                 f"site '{site.name}' is a latent inside the ragged plate '{inside[0]}': its number of values differs by "
                 f"unit; make '{inside[0]}' the amortized plate, or integrate '{site.name}' out"
             )
+
+
+def refuse_sizes(one: dict[str, Seen], more: dict[str, Seen], plate: str, what: str = "number of units") -> None:
+    """Globals and parameters, which a new unit must share, can't have a size that the data decides."""
+    for name, site in one.items():
+        latent = site.kind == "sample" and not site.observed
+        if not (latent or site.kind == "param") or any(frame == plate for frame, _, _ in site.plates if latent):
+            continue
+        if site.shape != more[name].shape:
+            kind = "parameter" if site.kind == "param" else "site"
+            raise ModelError(
+                f"{kind} '{name}' has shape {more[name].shape} when the {what} grows, {site.shape} before: it must be the "
+                f"same for every unit; a value per unit is a numpyro.sample site inside plate '{plate}'"
+            )
+
+
+def refuse_other_lengths(group: Sequence[str], data: Batch, plate: str, error: ModelError) -> None:
+    """Ragged arguments along one axis of the model must agree in length in every unit."""
+    first = group[0]
+    for name, lengths in data.lengths.items():
+        differ = np.flatnonzero(np.asarray(lengths) != np.asarray(data.lengths[first]))
+        if name not in group and len(differ):
+            unit = int(differ[0])
+            raise DataError(
+                f"data['{first}'] and data['{name}'] run along one axis of the model but differ in length: "
+                f"{int(data.lengths[first][unit])} and {int(lengths[unit])} at {plate} number {unit}; give both one value "
+                "per element, NaN where an observed one is missing"
+            ) from error
+    raise error
+
+
+def refuse_forgotten(model: Callable, specs: Mapping[str, jax.ShapeDtypeStruct], one: dict[str, Seen]) -> None:
+    """A latent that would be observed, were an argument given that the data lacks: its response was forgotten."""
+    for name in omitted_arguments(model, list(specs)):
+        for site in one.values():
+            if site.kind != "sample" or site.observed:
+                continue
+            try:
+                trial = observe(model, {**specs, name: jax.ShapeDtypeStruct(site.shape, site.dtype)})
+            except ModelError:
+                continue
+            if site.name in trial and trial[site.name].argument == name:
+                raise ModelError(
+                    f"site '{site.name}' is observed through the argument '{name}', which the data (with "
+                    f"{sorted(specs)}) does not have; add it, or bind it with functools.partial(model, {name}=None) "
+                    "if it is meant to be a latent"
+                )
+
+
+def refuse_unobserved(one: dict[str, Seen], names: Sequence[str], plate: str) -> None:
+    """Without an observed site in the plate there is nothing to learn about a unit."""
+    if not any(s.observed and any(f == plate for f, _, _ in s.plates) for s in one.values()):
+        raise ModelError(
+            f"no site inside plate '{plate}' is observed, so units tell nothing: observe one with obs=, "
+            f"through an argument that the data (with {sorted(names)}) has"
+        )

@@ -61,6 +61,7 @@ class Argument:
     masked: bool = False
     categories: int | None = None  # an index into an axis of this length
     positive: bool = False  # observed counts or positive numbers: encoders also see the logarithm
+    needed: str = ""  # why none of it may be missing, or empty
 
     def facts(self) -> tuple[Any, ...]:
         """What makes it the same argument."""

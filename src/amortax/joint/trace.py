@@ -7,17 +7,20 @@ structure, probe, density and simulation all read the same record and the model 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import biject_to
+from numpyro.distributions import ImproperUniform, Independent, Unit, biject_to, constraints
+from numpyro.distributions.distribution import Distribution, ExpandedDistribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
+from .._errors import ModelError
 from .._types import PyTree
 
 
@@ -42,39 +45,96 @@ class Record:
     @property
     def is_factor(self) -> bool:
         """True for `numpyro.factor`."""
-        return isinstance(self.fn, numpyro.distributions.Unit)
+        return isinstance(core(self.fn), Unit)
+
+
+def core(fn: Distribution) -> Distribution:
+    """What is inside `Independent`, a mask and a plate: the distribution of one element, with an event of its own."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def is_improper(fn: Any) -> bool:
+    """True for `ImproperUniform` and what is made from it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, ImproperUniform)
 
 
 class _Place(Messenger):
-    """Puts values at latent sites (constrained or not) and at parameters, before `seed` would draw them."""
+    """Puts values at latent sites (constrained or not) and at parameters, before `seed` would draw them.
 
-    def __init__(self, fn: Callable, unconstrained: Mapping, given: Mapping, params: Mapping) -> None:
+    Latents without a value get a stand-in, standard normal in unconstrained space: always possible, also where the
+    prior is improper or extreme, and cheap to compile. With `simulate` they are drawn from the prior where that can be.
+    """
+
+    def __init__(
+        self, fn: Callable, unconstrained: Mapping, given: Mapping, params: Mapping, key: Array, simulate: bool
+    ) -> None:
         super().__init__(fn)
-        self.unconstrained, self.given, self.params = unconstrained, given, params
+        self.unconstrained, self.given, self.params, self.simulate = unconstrained, given, params, simulate
+        self.keys = (jax.random.fold_in(key, i) for i in itertools.count())
         self.jacobians: dict[str, Array] = {}
 
     def process_message(self, msg: dict) -> None:
-        name, kind = msg.get("name"), msg["type"]
-        if kind == "param" and name in self.params:
-            constraint = msg["kwargs"].get("constraint", numpyro.distributions.constraints.real)
-            value = self.params[name]
+        if msg["type"] == "control_flow":
+            raise NotImplementedError("control flow primitive")
+        if msg["type"] == "param" and msg["name"] in self.params:
+            constraint = msg["kwargs"].get("constraint", constraints.real)
+            value = self.params[msg["name"]]
             msg["value"] = value if _is_real(constraint) else biject_to(constraint)(value)
-        elif kind == "sample" and not msg["is_observed"]:
-            if name in self.unconstrained:
-                transform, free = biject_to(msg["fn"].support), self.unconstrained[name]
-                value = transform(free)
-                event_dim = len(msg["fn"].event_shape)
-                log_det = transform.log_abs_det_jacobian(free, value)
-                extra = jnp.ndim(log_det) - (jnp.ndim(value) - event_dim)
-                self.jacobians[name] = jnp.sum(log_det, axis=tuple(range(-extra, 0))) if extra > 0 else log_det
-                msg["value"] = value
-            elif name in self.given:
-                msg["value"] = self.given[name]
+        elif msg["type"] == "sample" and not msg["is_observed"]:
+            self._place_latent(msg["name"], msg)
+
+    def _place_latent(self, name: str, msg: dict) -> None:
+        if shape := msg["kwargs"].get("sample_shape"):  # as a batch, which the density then knows of
+            msg["fn"], msg["kwargs"]["sample_shape"] = msg["fn"].expand((*shape, *msg["fn"].batch_shape)), ()
+        fn = msg["fn"]
+        if name in self.unconstrained:
+            transform, free = biject_to(fn.support), self.unconstrained[name]
+            value = transform(free)
+            log_det = transform.log_abs_det_jacobian(free, value)
+            extra = jnp.ndim(log_det) - (jnp.ndim(value) - len(fn.event_shape))
+            self.jacobians[name] = jnp.sum(log_det, axis=tuple(range(-extra, 0))) if extra > 0 else log_det
+            msg["value"] = value
+        elif name in self.given:
+            msg["value"] = self.given[name]
+        elif not fn.support.is_discrete and not has_bijection(fn.support):
+            raise ModelError(
+                f"site '{name}' has support {in_words(fn.support)}, for which NumPyro has no bijection to the reals; "
+                "write it with a distribution whose support numpyro.distributions.biject_to knows"
+            )
+        elif not fn.support.is_discrete and (is_improper(fn) or not self.simulate):
+            msg["value"] = biject_to(fn.support)(jax.random.normal(next(self.keys), free_shape(fn)))
+
+
+def has_bijection(support: Any) -> bool:
+    """Whether a support maps one to one to real vectors."""
+    if getattr(support, "base_constraint", support) is constraints.complex:
+        return False
+    try:
+        biject_to(support)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def free_shape(fn: Distribution) -> tuple[int, ...]:
+    """Shape of an unconstrained value."""
+    return tuple(biject_to(fn.support).inverse_shape(fn.shape()))
+
+
+def in_words(support: Any) -> str:
+    """A support in print, for one element; bounds that are computed have no number yet."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return re.sub(r"\w*Tracer\([^()]*\)", "computed", str(support))
 
 
 def _is_real(constraint: Any) -> bool:
     base = getattr(constraint, "base_constraint", constraint)
-    return base is numpyro.distributions.constraints.real
+    return base is constraints.real
 
 
 def param_to_unconstrained(record: Record, value: PyTree) -> PyTree:
@@ -96,10 +156,10 @@ def run(
     """Runs the model once and returns its sites by name.
 
     **Arguments**: `arguments` the model's keyword arguments, in its own layout; `unconstrained` and `given` values of
-    latent sites, free and constrained; sites in neither are drawn with `key`; `params` free values of parameters;
-    `simulate` draws the observed sites too, ignoring what was observed.
+    latent sites, free and constrained; `params` free values of parameters; latents in neither get stand-ins, or with
+    `simulate` draws from the prior, and then observed sites too are drawn, whatever was observed.
     """
-    placed = _Place(model, unconstrained or {}, given or {}, params or {})
+    placed = _Place(model, unconstrained or {}, given or {}, params or {}, key, simulate)
     program: Callable = handlers.uncondition(placed) if simulate else placed
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         traced = handlers.trace(handlers.seed(program, rng_seed=key)).get_trace(**arguments)
@@ -110,10 +170,9 @@ def _record(site: Mapping, jacobian: Array | None) -> Record:
     kind = site["type"]
     frames = tuple((f.name, f.dim, f.size) for f in reversed(site.get("cond_indep_stack", [])))
     if kind == "sample":
-        return Record(
-            site["name"], kind, site["fn"], site["value"], frames, site["is_observed"], site["scale"], jacobian
-        )
+        value = site["value"] if isinstance(site["value"], Array) else jnp.asarray(site["value"])
+        return Record(site["name"], kind, site["fn"], value, frames, site["is_observed"], site["scale"], jacobian)
     if kind == "param":
-        constraint = site["kwargs"].get("constraint", numpyro.distributions.constraints.real)
+        constraint = site["kwargs"].get("constraint", constraints.real)
         return Record(site["name"], kind, constraint, site["value"], frames)
     return Record(site["name"], kind, None, site.get("value"), frames, arguments=tuple(site.get("args", ())))

@@ -1,7 +1,7 @@
 """Are the observed values possible? Every value against its site's support, every index against its axis, before training.
 
-Compiled code clamps a wrong index and returns a number for an impossible count; here they are errors that name the
-unit, the place and the value.
+Compiled code clamps a wrong index, returns a number for an impossible count, and takes what fills a missing place for
+a value; here they are errors that name the unit, the place and the value.
 """
 
 from __future__ import annotations
@@ -11,65 +11,98 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._errors import DataError
 from .._types import Batch
 from .joint import Joint
-from .structure import Site
+from .masks import own_places
+from .structure import Argument, Site, Structure
 
 CHUNK = 4096
 
 
 def check_values(joint: Joint, data: Batch, labels: Sequence[Any]) -> None:
-    """Raises `DataError` at the first index out of range or observed value outside its support; host arrays in."""
-    for argument in joint.structure.arguments:
+    """Raises `DataError` at the first place that is missing but must not be, index out of range, or value outside its support.
+
+    **Arguments**: `data` all units as host arrays; `labels` what each unit is called.
+    """
+    structure = joint.structure
+    for argument in structure.arguments:
+        if argument.needed:
+            _check_complete(argument, data, labels, structure.plate)
         if argument.categories is not None:
-            _check_index(argument.name, argument.categories, data, labels)
-    sites = tuple(s for s in joint.structure.of("observed") if s.checkable and s.per_unit)
-    if not sites:
-        return
+            _check_index(argument.name, argument.categories, data, labels, structure.plate)
+    observed = tuple(s for s in structure.of("observed") if s.per_unit)
+    supported = tuple(s for s in observed if s.checkable)
     size = len(labels)
     chunk = min(CHUNK, size)
-    for start in range(0, size, chunk):
+    for start in range(0, size, chunk) if observed else ():
         rows = np.minimum(np.arange(start, start + chunk), size - 1)
         part = jax.tree.map(lambda x, r=rows: np.asarray(x)[r], data)
-        possible = _possible(joint, sites, part)
-        for site, good in zip(sites, possible, strict=True):
-            bad = np.argwhere(~np.asarray(good))
-            if len(bad):
-                _refuse(site, part, bad[0], labels[rows[bad[0][0]]], joint.structure.plate)
+        wrong, partly = _faults(joint, supported, observed if data.masks else (), part)
+        for site, bad in zip(supported, wrong, strict=True):
+            if found := _first(bad):
+                _refuse_value(site, part, found, labels[rows[found[0]]], structure)
+        for site, bad in zip(observed, partly, strict=False):
+            if found := _first(bad):
+                _refuse_partly(site, found, labels[rows[found[0]]], structure.plate)
 
 
-def _check_index(name: str, count: int, data: Batch, labels: Sequence[Any]) -> None:
+def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], plate: str) -> None:
+    if argument.name not in data.masks:
+        return
+    mask = np.asarray(data.masks[argument.name])
+    missing = own_places(mask, data.lengths.get(argument.name)) & ~mask
+    if found := _first(missing):
+        count = int(missing.sum())
+        raise DataError(
+            f"data['{argument.name}'] is missing at {plate} '{labels[found[0]]}'{_place(found[1:])}"
+            f"{f' and {count - 1} more places' if count > 1 else ''}, but {argument.needed}; drop those rows, impute "
+            f"'{argument.name}', or model it with a sample site"
+        )
+
+
+def _check_index(name: str, count: int, data: Batch, labels: Sequence[Any], plate: str) -> None:
     value, mask = np.asarray(data.arrays[name]), data.masks.get(name)
     wrong = (value < 0) | (value >= count)
-    bad = np.argwhere(wrong if mask is None else wrong & np.asarray(mask))
-    if len(bad):
-        where = tuple(bad[0])
+    if found := _first(wrong if mask is None else wrong & np.asarray(mask)):
         raise DataError(
-            f"data['{name}'] is {value[where]} at unit '{labels[where[0]]}'{_place(where[1:])}, but the model uses it as an "
-            f"index into an axis of length {count}: expected 0 to {count - 1}"
+            f"data['{name}'] is {value[found]} at {plate} '{labels[found[0]]}'{_place(found[1:])}, but the model uses it "
+            f"as an index into an axis of length {count}: expected 0 to {count - 1}; correct the value, or make that axis longer"
         )
 
 
 @eqx.filter_jit
-def _possible(joint: Joint, sites: tuple[Site, ...], data: Batch) -> list[jax.Array]:
-    def one(unit: Batch) -> list[jax.Array]:
-        return [good for good in joint.in_support(unit, sites)]
+def _faults(joint: Joint, supported: tuple[Site, ...], masked: tuple[Site, ...], data: Batch) -> tuple[list, list]:
+    """Where values of `supported` sites lie outside their support, and where events of `masked` ones are missing in part."""
+
+    def one(unit: Batch) -> tuple[list, list]:
+        return [~good for good in joint.in_support(unit, supported)], joint.partly_missing(unit, masked)
 
     return jax.vmap(one)(data)
 
 
-def _refuse(site: Site, part: Batch, bad: np.ndarray, label: Any, plate: str) -> None:
-    where = tuple(int(i) for i in bad)
-    got = f"is {part.arrays[site.argument][where[: part.arrays[site.argument].ndim]]}" if site.argument else "is"
+def _first(bad: Any) -> tuple[int, ...]:
+    found = np.argwhere(np.asarray(bad))
+    return tuple(int(i) for i in found[0]) if len(found) else ()
+
+
+def _refuse_value(site: Site, part: Batch, where: tuple[int, ...], label: Any, structure: Structure) -> None:
+    value = "" if site.argument is None else f" {part.arrays[site.argument][where[: part.arrays[site.argument].ndim]]}"
     raise DataError(
-        f"observed site '{site.name}' {got} at {plate} '{label}'{_place(where[1:])}, outside its support "
+        f"observed site '{site.name}' is{value} at {structure.plate} '{label}'{_place(where[1:])}, outside its support "
         f"{site.support}; correct the value, mark it missing (NaN), or change the distribution"
     )
 
 
-def _place(where: Sequence[Any]) -> str:
-    return f", element {', '.join(str(int(i)) for i in where)}" if len(where) else ""
+def _refuse_partly(site: Site, where: tuple[int, ...], label: Any, plate: str) -> None:
+    raise DataError(
+        f"observed site '{site.name}' is missing in part at {plate} '{label}'{_place(where[1:])}, but its event of shape "
+        f"{site.model_shape[len(site.model_shape) - site.event_dim :]} has one joint density; make all of that event "
+        "missing (NaN), drop it, or write the site with independent elements (.to_event)"
+    )
+
+
+def _place(where: Sequence[int]) -> str:
+    return f", element {', '.join(str(i) for i in where)}" if len(where) else ""

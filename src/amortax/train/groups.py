@@ -27,7 +27,9 @@ def by_length(data: Batch) -> tuple[Batch, ...]:
             break
         cuts = best
     bounds = [-1, *sorted(cuts)]
-    chosen = [np.flatnonzero((longest > low) & (longest <= high)) for low, high in zip(bounds, bounds[1:], strict=False)]
+    chosen = [
+        np.flatnonzero((longest > low) & (longest <= high)) for low, high in zip(bounds, bounds[1:], strict=False)
+    ]
     return tuple(_trim(data, rows) for rows in chosen if len(rows))
 
 

@@ -5,6 +5,8 @@ Whitening uses medians and quartiles of draws from the prior, not means and devi
 
 from __future__ import annotations
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from ..plan import Plan
 
 PRIOR_DRAWS = 1000
 QUARTILE = 0.6744897501960817  # of the standard normal
+VAGUE = 3.0  # e-folds
 
 
 def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
@@ -50,7 +53,7 @@ def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Ar
     if "improper" in joint.structure.cannot_simulate:
         return _neutral(joint.shared_size), _neutral(joint.local_size)
     shared, local = _simulate(joint, jax.random.split(key, PRIOR_DRAWS), units)
-    return _quartiles(np.asarray(shared)), _quartiles(np.asarray(local))
+    return _quartiles(np.asarray(shared), _bent(joint, "global")), _quartiles(np.asarray(local), _bent(joint, "local"))
 
 
 @eqx.filter_jit
@@ -67,9 +70,18 @@ def _neutral(size: int) -> dict[str, Array]:
     return {"center": jnp.zeros(size), "scale": jnp.ones(size)}
 
 
-def _quartiles(draws: np.ndarray) -> dict[str, Array]:
+def _bent(joint: Joint, role: Literal["local", "global"]) -> np.ndarray:
+    """True at coordinates whose support is not all reals, where an unconstrained unit is a factor of e or so."""
+    sites = joint.structure.of(role)
+    return np.concatenate([np.zeros(0, bool), *(np.full(s.free_size, "Real" not in s.support) for s in sites)])
+
+
+def _quartiles(draws: np.ndarray, bent: np.ndarray) -> dict[str, Array]:
+    """Medians and quartile spreads; a prior so vague that its draws overflow, Gamma(0.001, 0.001), is not followed."""
     draws = np.where(np.isfinite(draws), draws.astype(np.float64), np.nan)
     draws = np.where(np.isnan(draws).all(axis=0, keepdims=True), 0.0, draws)
     low, middle, high = np.nanquantile(draws, [0.25, 0.5, 0.75], axis=0) if draws.shape[1] else np.zeros((3, 0))
     scale = (high - low) / (2 * QUARTILE)
+    vague = bent & (scale > VAGUE)
+    middle, scale = np.where(vague, np.clip(middle, -VAGUE, VAGUE), middle), np.where(vague, VAGUE, scale)
     return {"center": jnp.asarray(middle), "scale": jnp.asarray(np.where(scale > 1e-8, scale, 1.0))}

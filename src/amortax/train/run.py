@@ -88,7 +88,9 @@ def train(
     groups = (by_length(data) if batch_size == size else (data,)) if resident else None
     setting = Setting(rest, objective, transformation, jax.tree.map(jnp.asarray, groups), jnp.asarray(float(size)))
     seed_key, key = jax.random.split(key)
-    source = _sources(data, size, batch_size, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
+    source = _sources(
+        data, size, batch_size, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,))))
+    )
     state = State(_copy(params), transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()

@@ -1,0 +1,95 @@
+"""What is each argument of the model? Observed or covariate, along which inner plate, category, ragged, allowed to be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from .._types import Batch
+from .depends import Dependencies
+from .observe import Seen
+from .structure import Argument, InnerPlate
+
+
+def ragged_groups(data: Batch) -> tuple[tuple[str, ...], ...]:
+    """Ragged arguments of equal lengths, unit by unit, together."""
+    groups: dict[bytes, list[str]] = {}
+    for name, lengths in data.lengths.items():
+        groups.setdefault(np.asarray(lengths).tobytes(), []).append(name)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def argument_of(
+    name: str,
+    data: Batch,
+    axes: Mapping[str, int],
+    one: Mapping[str, Seen],
+    links: Dependencies,
+    inner: tuple[InnerPlate, ...],
+    plate: str,
+) -> Argument:
+    """The facts about the argument `name`, from the sites `one` of a single unit and what depends on what."""
+    array = data.arrays[name]
+    shape: list[int | None] = list(array.shape[1:])
+    if name in data.lengths:
+        shape[0] = None
+    plate_name, plate_axis = _along(name, array, data, one, inner, plate)
+    observing = [seen for seen in one.values() if seen.argument == name]
+    return Argument(
+        name,
+        str(jax.dtypes.canonicalize_dtype(array.dtype)),
+        tuple(shape),
+        axes.get(name, 0),
+        "observed" if name in links.observed_arguments else "covariate",
+        plate_name,
+        plate_axis,
+        masked=name in data.masks,
+        categories=links.indexed.get(name) if array.dtype.kind in "iu" else None,
+        positive=any("nonnegative" in s.support.lower() or "positive" in s.support.lower() for s in observing),
+        needed=_needed(name, array, one, links),
+    )
+
+
+def _along(
+    name: str, array: np.ndarray, data: Batch, one: Mapping[str, Seen], inner: tuple[InnerPlate, ...], plate: str
+) -> tuple[str | None, int]:
+    """The inner plate along which an argument's elements lie, and the axis of one unit's array."""
+    if name in data.lengths:
+        group = next(group for group in ragged_groups(data) if name in group)
+        return next((p.name for p in inner if p.argument in group), None), 0
+    for seen in one.values():
+        if seen.argument == name:
+            return _along_site(seen, plate)
+    sizes = {f: size for seen in one.values() for f, _, size in seen.plates if f != plate}
+    for frame, size in sizes.items():
+        if size > 1 and size in array.shape[1:]:
+            return frame, array.shape[1:].index(size)
+    return None, 0
+
+
+def _along_site(seen: Seen, plate: str) -> tuple[str | None, int]:
+    """The innermost plate of a site inside the amortized one, and its axis in the value of one unit."""
+    dims = {name: len(seen.shape) - seen.event_dim + dim for name, dim, _ in seen.plates}
+    for frame, position in reversed(dims.items()):
+        if frame != plate and plate in dims:
+            return frame, position - (position > dims[plate])
+    return None, 0
+
+
+def _needed(name: str, array: np.ndarray, one: Mapping[str, Seen], links: Dependencies) -> str:
+    """Why no value of an argument may be missing, or empty: a mask must be able to follow it to every site."""
+    if name not in links.observed_arguments:
+        return "it is a covariate, and only observed sites may have missing values"
+    if name in links.lagged:
+        return (
+            f"it also changes the distribution of site '{links.lagged[name]}' (as a mask of your own or a lagged value "
+            "does; missing values of observed sites are masked by amortax)"
+        )
+    for site, arguments in links.derived.items():
+        if name not in arguments or one[site].argument is not None:
+            continue
+        if array.dtype.kind != "f" or not np.issubdtype(one[site].dtype, np.floating):
+            return f"site '{site}' observes a function of it in which NaN would not show; observe '{name}' itself"
+    return ""
