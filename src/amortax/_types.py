@@ -9,6 +9,8 @@ until `Terms.total`, the one place where a minibatch of B out of N units is scal
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = object
+if TYPE_CHECKING:
+    AnyArray = Array  # type checkers may take both for JAX's
+else:
+    AnyArray = Array | np.ndarray  # on the host NumPy's
 
 
 class Terms(eqx.Module):
@@ -43,9 +49,9 @@ class Batch(eqx.Module):
     true number of elements of every ragged argument. On the host all are NumPy's.
     """
 
-    arrays: dict[str, Array | np.ndarray]
-    masks: dict[str, Bool[Array | np.ndarray, "..."]]
-    lengths: dict[str, Int[Array | np.ndarray, "*units"]]
+    arrays: dict[str, AnyArray]
+    masks: dict[str, Bool[AnyArray, "..."]]  # noqa: UP037
+    lengths: dict[str, Int[AnyArray, "*units"]]
 
 
 class Fixed(eqx.Module):

@@ -31,7 +31,7 @@ from __future__ import annotations
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 '''
@@ -124,7 +124,7 @@ def run(
     same = _saved_and_same(posterior, folder / "radon.amx", tables[judged], drawn[judged], keys[1])
     show(_said_of_saving(folder / "radon.amx", same, clock("save, load, sample")))
     report = posterior.check(tables[judged], training=tables["training"], key=keys[2])
-    show(f"{demo_report.checked(report)}\n  in {clock('check'):.1f} s")
+    show(demo_report.checked(report, clock("check")))
     _write_report(folder, comparisons, demo_report.pictures(drawn, exact, _houses(), posterior.record, report), report)
     clock("pictures")
     outcome = Outcome(comparisons, same, report, clock.seconds)
@@ -183,7 +183,7 @@ def _exact(names: Mapping[str, list[str]]) -> dict[str, Any]:
 
 def _compare(drawn: Mapping[str, Any], exact: Mapping[str, Any], every: bool) -> dict[str, Comparison]:
     """The effects of the counties, then what all counties share."""
-    part, houses = ("training" if every else "new"), _houses()
+    part, by, houses = "training" if every else "new", "Stan" if every else "exact", _houses()
     draws = drawn[part]
     labels, effects = draws["county"].values.tolist(), draws["county_effect"].values.astype(np.float64)
     if every:
@@ -197,10 +197,10 @@ def _compare(drawn: Mapping[str, Any], exact: Mapping[str, Any], every: bool) ->
     known = np.array(list(shared.values()))
     return {
         f"Effects of the {len(labels)} {demo_report.PARTS[part]}": Comparison(
-            labels, effects.mean(0), effects.std(0, ddof=1), theirs[:, 0], theirs[:, 1], counts
+            labels, effects.mean(0), effects.std(0, ddof=1), theirs[:, 0], theirs[:, 1], counts, by
         ),
         "What all counties share": Comparison(
-            list(shared), ours.mean(1), ours.std(1, ddof=1), known[:, 0], known[:, 1]
+            list(shared), ours.mean(1), ours.std(1, ddof=1), known[:, 0], known[:, 1], by=by
         ),
     }
 
@@ -231,8 +231,9 @@ def _ending(outcome: Outcome, folder: Path) -> str:
     table = "new.csv" if (folder / "new.csv").exists() else "training.csv"
     verdict = "PASS" if outcome.passed else "FAIL"
     return (
-        f"\n{verdict} in {sum(outcome.seconds.values()):.0f} s. To look at, in {folder}: report.html, counties.png. "
-        "To go on with: radon.amx, its tables, model file and job file.\n"
+        f"\n{verdict} in {sum(outcome.seconds.values()):.0f} s.\n"
+        f"To look at, in {folder}: report.html, counties.png\n"
+        "To go on with: radon.amx, its tables, model file and job file:\n"
         f"  cd {folder}\n"
         f"  amortax sample radon.amx --model radon_model.py:model --data {table} --output draws.nc\n"
         f"  amortax fit radon.toml --output mine.amx"

@@ -28,6 +28,7 @@ class Comparison:
     exact_mean: np.ndarray
     exact_sd: np.ndarray
     houses: Sequence[int] | None = None
+    by: str = "exact"  # whose the exact moments are
 
     @property
     def difference(self) -> np.ndarray:
@@ -54,9 +55,9 @@ class Comparison:
             **first,
             "mean": self.mean,
             "sd": self.sd,
-            "exact mean": self.exact_mean,
-            "exact sd": self.exact_sd,
-            "difference [exact sd]": [f"{value:+.3f}" for value in self.difference],
+            f"{self.by} mean": self.exact_mean,
+            f"{self.by} sd": self.exact_sd,
+            f"difference [{self.by} sd]": [f"{value:+.3f}" for value in self.difference],
             "ratio of sds": self.ratio,
             "within limits": np.where(self.within, "yes", "NO"),
         }
@@ -76,7 +77,7 @@ def table(comparison: Comparison, rows: int = 12) -> str:
         order = np.argsort(-np.abs(comparison.difference), kind="stable")[:rows].tolist()
     wide = max(len(comparison.names[i]) for i in order)
     houses = "" if comparison.houses is None else f"{'houses':>8}"
-    lines = [f"  {'':{wide}}{houses}   {'amortized':15}   {'exact':15}   {'difference':>10}   {'sd ratio':>8}"]
+    lines = [f"  {'':{wide}}{houses}   {'amortized':15}   {comparison.by:15}   {'difference':>10}   {'sd ratio':>8}"]
     for i in order:
         count = "" if comparison.houses is None else f"{comparison.houses[i]:8}"
         ours = f"{comparison.mean[i]:6.3f} ± {comparison.sd[i]:5.3f}"
@@ -131,9 +132,9 @@ def compared(comparisons: Mapping[str, Comparison], num_samples: int) -> str:
     return "\n".join(lines)
 
 
-def checked(report: Any) -> str:
+def checked(report: Any, seconds: float) -> str:
     """What the check, which knows no exact answer, says."""
-    lines = [f"posterior.check, without the exact answer:  {report.headline()}"]
+    lines = [f"posterior.check, which knows no exact answer, says in {seconds:.1f} s:  {report.headline()}"]
     if "globals_pareto_k" in report.numbers:
         k, limit = report.numbers["globals_pareto_k"], report.numbers["globals_k_limit"]
         worst = float(np.max(report.units["pareto_k_worst"]))

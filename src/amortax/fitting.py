@@ -43,7 +43,7 @@ def fit(
     - `guide`: what `amortize` returned, or a posterior to train on from where it is.
     - `data`: as for `amortize`; it may be other units than those that were planned for.
     - `key`: a typed JAX key, `jax.random.key(0)`.
-    - `objective`: default `ELBO()`, with 8 particles where units are few and globals many-eyed (see below), else 1.
+    - `objective`: default `ELBO()`, with 8 particles where there are globals and few units, 2 with many, else 1.
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
@@ -90,8 +90,10 @@ def _params(plan: Plan, data: Units) -> dict:
 
 
 def _particles(plan: Plan, data: Units) -> int:
-    """Globals of few units are pinned down by noise of their own draws, which more particles average; big data averages it anyway."""
-    return 8 if plan.structure.size("global") and len(data) <= 512 else 1
+    """With globals, mirrored pairs of their draws: one pair cancels the noise of a minibatch, four serve few units better."""
+    if not plan.structure.size("global"):
+        return 1
+    return 8 if len(data) <= 512 else 2
 
 
 def _merge(run: Run, num_steps: int | None, batch_size: int | None) -> Run:

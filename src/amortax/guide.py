@@ -54,6 +54,13 @@ class Guide(eqx.Module):
         free, log_q = self.shared.family.sample_and_log_prob(key, None)
         return frame.place(free), log_q - frame.log_det
 
+    def mirror_shared(self, shared: Float[Array, " g"]) -> Float[Array, " g"]:
+        """The draw of the globals with the opposite noise; its log density is the same."""
+        if self.shared is None:
+            return shared
+        frame = prior_frame(self.shared.whitening)
+        return frame.place(self.shared.family.mirror(frame.take(shared), None))
+
     def shared_log_prob(self, shared: Float[Array, " g"]) -> Float[Array, ""]:
         """Log density of unconstrained globals."""
         if self.shared is None:

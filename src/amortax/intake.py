@@ -13,7 +13,8 @@ import numpy as np
 
 from ._errors import DataError, ModelError
 from ._types import Batch
-from .data import Units, units
+from .data.arrays import units
+from .data.units import Units
 from .joint.joint import Joint
 from .joint.observe import observe
 from .joint.structure import Argument, Structure
@@ -21,7 +22,7 @@ from .joint.values import check_values
 
 
 def as_units(data: Any, model: Callable, plate: str, axes: Mapping[str, int] | None = None) -> Units:
-    """`Units` from whatever the user gave; a dict of plain arrays may have its unit axis elsewhere, read from the plates."""
+    """`Units` from whatever the user gave; the unit axis of plain arrays is read from the plates, or is `axes`'."""
     if isinstance(data, Units):
         return data
     if isinstance(data, Mapping) and axes is None and all(hasattr(x, "shape") for x in data.values()):
@@ -30,7 +31,7 @@ def as_units(data: Any, model: Callable, plate: str, axes: Mapping[str, int] | N
 
 
 def _read_axes(data: Mapping[str, Any], model: Callable, plate: str) -> dict[str, int]:
-    """The axis of every array that has the plate's size, where it is not the first: from the model run on the arrays as they are."""
+    """Where the unit axis is not the first: the axis of the plate's size, in an abstract run on the arrays as given."""
     arrays = {name: np.asarray(x) for name, x in data.items()}
     if any(x.ndim == 0 or x.dtype.kind not in "biuf" for x in arrays.values()):
         return {}
@@ -77,7 +78,7 @@ def to_batch(data: Units) -> Batch:
 
 
 def conform(data: Any, joint: Joint) -> Units:
-    """New data for a trained posterior: `Units` with exactly the arguments, shapes, masks and values it was trained for.
+    """New data for a trained posterior: `Units` with the arguments, shapes, masks and values it was trained for.
 
     **Raises** `DataError` naming argument, expected and got.
     """
@@ -89,10 +90,11 @@ def conform(data: Any, joint: Joint) -> Units:
         missing, extra = sorted(names - set(found.arrays)), sorted(set(found.arrays) - names)
         raise DataError(
             f"new data for model '{structure.model}' has {'no ' + str(missing) if missing else ''}"
-            f"{' and ' if missing and extra else ''}{'unknown ' + str(extra) if extra else ''}; expected exactly {sorted(names)}"
+            f"{' and ' if missing and extra else ''}{'unknown ' + str(extra) if extra else ''}; "
+            f"expected exactly {sorted(names)}"
         )
     batch = to_batch(found)
-    masks = dict(batch.masks)
+    masks: dict[str, Any] = dict(batch.masks)
     for argument in structure.arguments:
         _check_argument(argument, batch, structure.plate, found.labels)
         if argument.masked and argument.name not in masks:
@@ -123,8 +125,8 @@ def _check_lengths(structure: Structure, lengths: Mapping[str, np.ndarray], labe
         if len(differ):
             unit = differ[0]
             raise DataError(
-                f"data['{first.name}'] and data['{argument.name}'] both run along plate '{argument.plate}' but differ in "
-                f"length at {structure.plate} '{labels[unit]}': {lengths[first.name][unit]} and "
+                f"data['{first.name}'] and data['{argument.name}'] both run along plate '{argument.plate}' but "
+                f"differ in length at {structure.plate} '{labels[unit]}': {lengths[first.name][unit]} and "
                 f"{lengths[argument.name][unit]}; give both one value per element, NaN where an observed one is missing"
             )
 
@@ -155,8 +157,8 @@ def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.nda
         where = np.argwhere(~np.asarray(batch.masks[argument.name]))
         if len(where):
             raise DataError(
-                f"data['{argument.name}'] is missing at {plate} '{labels[where[0][0]]}', but nothing was missing there in "
-                "training, so the encoder can't read it; drop the unit, or train on data that has missing values too"
+                f"data['{argument.name}'] is missing at {plate} '{labels[where[0][0]]}', but nothing was missing there "
+                "in training, so the encoder can't read it; drop the unit, or train on data that has missing values too"
             )
 
 

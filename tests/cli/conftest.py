@@ -9,4 +9,6 @@ def workplace(tmp_path_factory) -> Workplace:
     folder = tmp_path_factory.mktemp("cli")
     job = write_job(folder)
     write_pupils(folder / "new.csv", 1, ["N0", "N1", "N2"])
-    return Workplace(folder, amortax("fit", job))
+    fitted = amortax("fit", job)
+    assert fitted.exit_code == 0, fitted.output
+    return Workplace(folder, fitted)

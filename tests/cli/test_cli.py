@@ -94,7 +94,7 @@ def test_a_check_prints_and_writes_the_report(workplace, tmp_path):
     assert result.exit_code == (3 if verdict == "FAIL" else 0)
     page = (tmp_path / "r.html").read_text()
     assert verdict in page
-    assert "http" not in page
+    assert "://" not in page
     assert page.count("data:image/png;base64,") >= 1
     assert pyarrow.csv.read_csv(tmp_path / "u.csv")["school"].to_pylist() == [f"S{i}" for i in range(8)]
     assert seen_in(tmp_path) == {"r.html", "u.csv"}

@@ -98,8 +98,9 @@ def nested(mean):
         lambda z, x, y: z + x.sum(axis=1, keepdims=True),
         lambda z, x, y: z + x[:, -1:],
         lambda z, x, y: z * jnp.roll(x, -1, axis=1),
+        lambda z, x, y: z / x.shape[1],
     ],
-    ids=["mean", "sum", "last", "next"],
+    ids=["mean", "sum", "last", "next", "length"],
 )
 def test_what_reads_padding_is_refused(mean):
     with pytest.raises(ModelError, match="site 'y' changes with padding") as error:

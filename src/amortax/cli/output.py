@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import InputError
 
-ROWS_AT_ONCE = 1_000_000
+CELLS_AT_ONCE = 10_000_000
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -61,7 +61,8 @@ def _write_rows(draws: Any, path: Path, plate: str, unit: str) -> None:
     import pyarrow.parquet as pq
 
     samples, labels = draws.sizes["sample"], np.asarray(draws[plate].values)
-    step, writer = max(1, ROWS_AT_ONCE // samples), None
+    columns = 2 + sum(1 for _ in _elements(draws, plate))
+    step, writer = max(1, CELLS_AT_ONCE // (samples * columns)), None
     try:
         for start in range(0, len(labels), step):
             table = _rows(draws, plate, unit, labels, slice(start, start + step))

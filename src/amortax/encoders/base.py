@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 from .._types import Batch, Fixed
 
+FARTHEST = 30.0  # scales from the center, at most, of any training value
+
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
@@ -162,8 +164,9 @@ def _over_set(feature: Feature) -> tuple[int, ...]:
 def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.ndarray]]:
     """Center and scale of every numeric argument over the real values of all training units (host arrays).
 
-    Over units and, for a set, over its elements. A constant place has scale 1; a nearly constant one at least a tenth
-    of the argument's overall scale, so that a rare value at inference does not explode.
+    Over units and, for a set, over its elements; every place has its own, so that changing the unit of measurement of
+    one column leaves the others as they were. A constant place has scale 1; one that is constant but for rare values at
+    least a thirtieth of the farthest of them, so that these do not explode.
     """
     found = {}
     for feature in inputs.features:
@@ -182,7 +185,8 @@ def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.n
 def _center_scale(value: np.ndarray, mask: np.ndarray, axes: tuple[int, ...]) -> dict[str, np.ndarray]:
     count = np.maximum(mask.sum(axis=axes, keepdims=True), 1)
     center = np.where(mask, value, 0.0).sum(axis=axes, keepdims=True) / count
-    scale = np.sqrt(np.where(mask, (value - center) ** 2, 0.0).sum(axis=axes, keepdims=True) / count)
-    overall = np.sqrt(np.mean(scale**2))
-    scale = np.where(scale > 1e-6 * (np.abs(center) + 1e-30), np.maximum(scale, 0.1 * overall), 1.0)
+    away = np.where(mask, value - center, 0.0)
+    spread = np.sqrt((away**2).sum(axis=axes, keepdims=True) / count)
+    scale = np.maximum(spread, np.abs(away).max(axis=axes, keepdims=True, initial=0.0) / FARTHEST)
+    scale = np.where(scale > 1e-6 * (np.abs(center) + 1e-30), scale, 1.0)
     return {"center": np.asarray(center[0]), "scale": np.asarray(scale[0])}

@@ -87,7 +87,8 @@ class deep_set(Recipe):
         """The encoder for these inputs."""
         keys = jax.random.split(key, len(_plates(inputs, "am.deep_set()")) + 1)
         pools = tuple(
-            Moments(inputs.width(p), self.width, self.depth, key=k) for p, k in zip(inputs.plates, keys[1:], strict=True)
+            Moments(inputs.width(p), self.width, self.depth, key=k)
+            for p, k in zip(inputs.plates, keys[1:], strict=True)
         )
         return SetEncoder(inputs, pools, self.width, self.depth, key=keys[0])
 

@@ -30,6 +30,10 @@ class AbstractFamily(eqx.Module):
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """A smooth map of `value` under which the family is about standard normal."""
 
+    @abstractmethod
+    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """The draw of the opposite noise: as probable as `value`, on the other side of the middle."""
+
 
 class Conditioner(eqx.Module):
     """`offset + network(context)`: the numbers that parametrise a family; without context, free numbers.

@@ -102,6 +102,10 @@ class DiagonalNormal(AbstractFamily):
         mean, log_scale = self._split(context)
         return (value - mean) * jnp.exp(-log_scale)
 
+    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`2 m - value`."""
+        return 2.0 * self._split(context)[0] - value
+
 
 class FullNormal(AbstractFamily):
     """A normal with any covariance, by its Cholesky factor."""
@@ -133,6 +137,10 @@ class FullNormal(AbstractFamily):
         """`L⁻¹ (value - m)`."""
         mean, factor, _ = self._split(context)
         return _solve(factor, value - mean)
+
+    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`2 m - value`."""
+        return 2.0 * self._split(context)[0] - value
 
 
 def _solve(factor: Float[Array, "d d"], value: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -179,3 +187,7 @@ class LowRankNormal(AbstractFamily):
         """`(value - m) / sd`, by the marginal standard deviations."""
         mean, log_scale, columns = self._split(context)
         return (value - mean) / jnp.sqrt(jnp.exp(2 * log_scale) + jnp.sum(columns**2, axis=1))
+
+    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`2 m - value`."""
+        return 2.0 * self._split(context)[0] - value

@@ -1,4 +1,4 @@
-"""What is each argument of the model? Observed or covariate, along which inner plate, category, ragged, allowed to be missing."""
+"""What is each argument of the model? Observed or covariate, along which plate, a category, allowed to be missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from .._types import Batch
+from .._types import AnyArray, Batch
 from .depends import Dependencies
 from .observe import Seen
 from .structure import Argument, InnerPlate
@@ -53,7 +53,7 @@ def argument_of(
 
 
 def _along(
-    name: str, array: np.ndarray, data: Batch, one: Mapping[str, Seen], inner: tuple[InnerPlate, ...], plate: str
+    name: str, array: AnyArray, data: Batch, one: Mapping[str, Seen], inner: tuple[InnerPlate, ...], plate: str
 ) -> tuple[str | None, int]:
     """The inner plate along which an argument's elements lie, and the axis of one unit's array."""
     if name in data.lengths:
@@ -78,7 +78,7 @@ def _along_site(seen: Seen, plate: str) -> tuple[str | None, int]:
     return None, 0
 
 
-def _needed(name: str, array: np.ndarray, one: Mapping[str, Seen], links: Dependencies) -> str:
+def _needed(name: str, array: AnyArray, one: Mapping[str, Seen], links: Dependencies) -> str:
     """Why no value of an argument may be missing, or empty: a mask must be able to follow it to every site."""
     if name not in links.observed_arguments:
         return "it is a covariate, and only observed sites may have missing values"

@@ -139,8 +139,8 @@ def _refuse_outside(
             continue
         if part == "value":
             raise ModelError(
-                f"deterministic '{name}' is one value for all units but depends on '{wrong[0]}', which differs by unit; "
-                "leave it out, and compute it from the posterior's draws"
+                f"deterministic '{name}' is one value for all units but depends on '{wrong[0]}', which differs by "
+                "unit; leave it out, and compute it from the posterior's draws"
             )
         raise ModelError(
             f"site '{name}' is outside plate '{plate}' but depends on '{wrong[0]}', which differs by unit; "

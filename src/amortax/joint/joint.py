@@ -71,7 +71,7 @@ class Joint(eqx.Module):
         return {site.name: site.keep(records[site.name].value) for site in sites}
 
     def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
-        """Unconstrained (locals, globals) of one unit's constrained `values`, and log |d constrained / d unconstrained|."""
+        """Unconstrained (locals, globals) of one unit's constrained `values`, and log |d values / d unconstrained|."""
         free, shapes = {}, {}
         sites = self.structure.of("local", "global")
         given = {s.name: jnp.reshape(jnp.asarray(values[s.name]), s.model_shape) for s in sites}

@@ -20,7 +20,7 @@ from .observe import name_of
 def shapes(
     data: Batch, axes: Mapping[str, int], num_units: int, longer: Collection[str] = ()
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Abstract arguments for `num_units` units in the model's layout; those named in `longer` have one more padded place."""
+    """Abstract arguments for `num_units` units in the model's layout; those in `longer` have one more padded place."""
     specs = {}
     for name, array in data.arrays.items():
         shape = list(array.shape[1:])

@@ -16,7 +16,7 @@ from jax import Array
 from numpyro.distributions import Independent
 from numpyro.distributions.distribution import Distribution, ExpandedDistribution, MaskedDistribution
 
-from .._types import Batch, PyTree
+from .._types import AnyArray, Batch, PyTree
 from .structure import Structure
 from .trace import Record, core, run
 
@@ -24,7 +24,7 @@ from .trace import Record, core, run
 def masked_log_prob(fn: Distribution, value: Array, mask: Array | None) -> Array:
     """Log density of `value`, batch shape of `fn`; elements whose `mask` (shape of `value`) is False count nothing."""
     if mask is None:
-        return fn.log_prob(value)
+        return jnp.asarray(fn.log_prob(value))
     if isinstance(fn, Independent):
         inner = masked_log_prob(fn.base_dist, value, mask)
         return jnp.sum(inner, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
@@ -97,7 +97,7 @@ def _both(record: Record, own: Array | None, inside: Array | None) -> Array | No
 
 
 def _shadow(model: Callable, structure: Structure, data: Batch, params: PyTree) -> dict[str, Array]:
-    """Where is a function of the data missing? Where it is NaN when the missing data are (compiled away but for that)."""
+    """Where is a function of the data missing? Where it is NaN when they are; all else of this run is compiled away."""
     holes = dict(data.arrays)
     for name, mask in data.masks.items():
         if structure.argument(name).role == "observed" and jnp.issubdtype(holes[name].dtype, jnp.floating):
@@ -117,7 +117,7 @@ def partly_missing(record: Record, mask: Array) -> Array:
     return jnp.any(mask, axes) & ~jnp.all(mask, axes) if joint_dim else jnp.zeros(jnp.shape(mask), bool)
 
 
-def own_places(mask: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+def own_places(mask: AnyArray, lengths: AnyArray | None) -> np.ndarray:
     """The places of an argument (host arrays of all units) that are the units' own, missing or not: all but padding."""
     if lengths is None:
         return np.ones(mask.shape, bool)

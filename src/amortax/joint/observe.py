@@ -62,8 +62,8 @@ def reading(model: Callable) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, NotImplementedError) and "control flow" in str(error):
             raise ModelError(
-                f"model '{name_of(model)}'{_line(model, error)} uses numpyro.contrib.control_flow (scan or cond); sequence "
-                "models are not supported yet: write the steps as one distribution, or as a Python loop over a fixed number"
+                f"model '{name_of(model)}'{_line(model, error)} uses numpyro.contrib.control_flow (scan or cond); "
+                "sequence models are not supported yet: write the steps as one distribution, or as a Python loop"
             ) from error
         raise ModelError(
             f"model '{name_of(model)}'{_line(model, error)} raised {type(error).__name__}: "

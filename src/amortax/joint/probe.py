@@ -1,8 +1,9 @@
 """Is the model separable by unit? Computed on a few real units, since reading the program can't tell.
 
-At latents drawn from the prior, every site's log density in one call with three units must equal, element by element,
-those of three calls with one unit; longer padding must change nothing; and elements of an inner plate are
-exchangeable if permuting them changes no site's sum. Nothing of this raises by itself when it is wrong.
+At standard normal unconstrained latents, every site's log density in one call with three units must equal, element by
+element, those of three calls with one unit; longer padding and other values under a mask must change nothing; and
+elements of an inner plate are exchangeable if permuting them changes no site's sum. Nothing of this raises by itself
+when it is wrong.
 """
 
 from __future__ import annotations
@@ -20,44 +21,54 @@ from .._types import Batch, PyTree
 from .layout import to_model, unit_slice
 from .masks import own_places, site_log_prob, site_masks
 from .observe import reading
-from .structure import InnerPlate, Structure
+from .structure import InnerPlate, Site, Structure
 from .trace import run
 
 RELATIVE = 1e-5  # float32 noise of the same arithmetic in another batch shape
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """Arrays of one run, as NumPy: log densities by element, latents, and deterministic values."""
-
-    log_prob: dict[str, np.ndarray]
-    latents: dict[str, np.ndarray]
-    values: dict[str, np.ndarray]
-
-
-Density = Callable[[Batch, dict[str, Any]], _Run]
+Facts = dict[str, np.ndarray]  # by site: log densities of its elements, or its deterministic value
+Density = Callable[[Batch, dict[str, np.ndarray]], Facts]
 
 
 def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, key: jax.Array) -> Structure:
-    """Checks separability, masks and padding on three units of `data`; returns the structure with exchangeability probed."""
+    """Checks separability, masks and padding on three units of `data`; returns what it learns of exchangeability."""
     units = _pick(data)
+    num_units = len(next(iter(units.arrays.values())))
     density = _compiled(model, structure, params, key)
-    together = density(units, {})
+    free = _latents(structure, num_units)
+    together = density(units, free)
     for other in _refilled(units):
-        _compare_hidden(together, density(other, together.latents), structure)
-    for index in range(len(next(iter(units.arrays.values())))):
+        _compare_hidden(together, density(other, free), structure)
+    axes = {s.name: _unit_axis(s) for s in structure.of("local")}
+    for index in range(num_units):
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
-        dims = {s.name: (s.unit_dim, s.event_dim) for s in structure.sites if s.per_unit}
-        given = {n: unit_slice(v, index, *dims[n]) if n in dims else v for n, v in together.latents.items()}
-        alone = density(one, given)
+        own = {n: np.take(x, [index], axis=axes[n]) if n in axes else x for n, x in free.items()}
+        alone = density(one, own)
         _compare(together, alone, index, structure)
         if data.lengths:
-            _compare_hidden(alone, density(_padded(one), given), structure)
+            _compare_hidden(alone, density(_padded(one), own), structure)
     plates = tuple(
-        dataclasses.replace(p, exchangeable=_exchangeable(p, structure, units, density, together))
+        dataclasses.replace(p, exchangeable=_exchangeable(p, structure, units, free, density, together))
         for p in structure.plates
     )
     return dataclasses.replace(structure, plates=plates)
+
+
+def _latents(structure: Structure, num_units: int) -> dict[str, np.ndarray]:
+    """Standard normal unconstrained latents of some units, in the model's layout: possible for any prior."""
+    random, free = np.random.default_rng(0), {}
+    for site in structure.of("local", "global"):
+        shape = list(site.free_shape)
+        if site.per_unit:
+            shape[_unit_axis(site)] = num_units
+        free[site.name] = random.normal(size=shape).astype(np.dtype(jnp.result_type(float)))
+    return free
+
+
+def _unit_axis(site: Site) -> int:
+    """The unit axis of a local's unconstrained value, whose event may have fewer axes than the constrained one."""
+    return len(site.model_shape) - site.event_dim + site.unit_dim
 
 
 def initial_params(model: Callable, structure: Structure, data: Batch, key: jax.Array) -> dict[str, PyTree]:
@@ -93,62 +104,52 @@ def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Ar
     axes = {a.name: a.axis for a in structure.arguments}
 
     @jax.jit
-    def program(units: Batch, given: dict[str, Any]) -> Any:
+    def program(units: Batch, free: dict[str, Any]) -> dict[str, Any]:
         data = Batch(to_model(units.arrays, axes), to_model(units.masks, axes), units.lengths)
-        records = run(model, data.arrays, key=key, given=given, params=params)
+        records = run(model, data.arrays, key=key, unconstrained=free, params=params)
         masks = site_masks(model, structure, records, data, params)
-        found = {
-            s.name: site_log_prob(records[s.name], masks.get(s.name))
-            for s in structure.of("local", "global", "observed", "factor")
-        }
-        latents = {s.name: records[s.name].value for s in structure.of("local", "global")}
-        return found, latents, {s.name: records[s.name].value for s in structure.of("deterministic")}
+        densities = structure.of("local", "global", "observed", "factor")
+        facts = {s.name: site_log_prob(records[s.name], masks.get(s.name)) for s in densities}
+        return facts | {s.name: records[s.name].value for s in structure.of("deterministic")}
 
-    def call(units: Batch, given: dict[str, Any]) -> _Run:
+    def call(units: Batch, free: dict[str, np.ndarray]) -> Facts:
         with reading(model):
-            found = program(units, given)
-        return _Run(*jax.tree.map(np.asarray, found))
+            return jax.tree.map(np.asarray, program(units, free))
 
     return call
 
 
-def _compare(together: _Run, alone: _Run, index: int, structure: Structure) -> None:
-    """A unit's densities and values among others against those alone."""
-    sites = {s.name: s for s in structure.sites}
-    for what, whole, mine in (
-        ("log density", together.log_prob, alone.log_prob),
-        ("value", together.values, alone.values),
-    ):
-        for name, value in mine.items():
-            site = sites[name]
-            event_dim = site.event_dim if what == "value" else 0
-            part = unit_slice(whole[name], index, site.unit_dim, event_dim) if site.per_unit else whole[name]
-            size = float(np.max(np.abs(part), initial=0.0)) if what == "value" else 0.0
-            if part.shape == value.shape and _close(part, value, size):
-                continue
-            raise ModelError(
-                f"site '{name}' is not separable by unit: unit {index} has {what} {np.sum(part):.6g} among other units, "
-                f"{np.sum(value):.6g} alone. Something in it mixes units of plate '{structure.plate}' (a mean over "
-                "units, a literal count, an index into other units, a latent that depends on another unit's data); "
-                "compute such quantities before and pass them as an argument per unit"
-            )
-
-
-def _compare_hidden(seen: _Run, other: _Run, structure: Structure) -> None:
-    """Densities and values before and after what no site may see has changed: padding, and what fills missing places."""
-    ragged = {p.name for p in structure.plates if p.ragged}
-    pairs = [(n, "log density", x, other.log_prob[n], float(np.sum(np.abs(x)))) for n, x in seen.log_prob.items()]
-    for site in structure.of("deterministic"):
-        if not ragged & set(site.dims) and seen.values[site.name].shape == other.values[site.name].shape:
-            value = seen.values[site.name]
-            size = float(np.max(np.abs(value), initial=0.0))
-            pairs.append((site.name, "value", value, other.values[site.name], size))
-    for name, what, first, second, size in pairs:
-        if _close(np.sum(first), np.sum(second), size):
+def _compare(together: Facts, alone: Facts, index: int, structure: Structure) -> None:
+    """A unit's densities and values among others against those alone, in the model's order."""
+    for site in structure.sites:
+        what, event_dim = ("value", site.event_dim) if site.role == "deterministic" else ("log density", 0)
+        whole, mine = together[site.name], alone[site.name]
+        part = unit_slice(whole, index, site.unit_dim, event_dim) if site.per_unit else whole
+        size = float(np.max(np.abs(part), initial=0.0)) if what == "value" else 0.0
+        if part.shape == mine.shape and _close(part, mine, size):
             continue
         raise ModelError(
-            f"site '{name}' changes with padding, or with what stands in missing places: {what} {np.sum(first):.6g}, "
-            f"then {np.sum(second):.6g}. It uses a ragged or partly missing argument outside its plate (a mean or sum "
+            f"site '{site.name}' is not separable by unit: unit {index} has {what} {np.sum(part):.6g} among other "
+            f"units, {np.sum(mine):.6g} alone. Something in it mixes units of plate '{structure.plate}' (a mean over "
+            "units, a literal count, an index into other units, a latent that depends on another unit's data); "
+            "compute such quantities before and pass them as an argument per unit"
+        )
+
+
+def _compare_hidden(seen: Facts, other: Facts, structure: Structure) -> None:
+    """Densities and values before and after a change that no site may see: of padding, or of what fills a gap."""
+    ragged = {p.name for p in structure.plates if p.ragged}
+    for site in structure.sites:
+        first, second = seen[site.name], other[site.name]
+        if site.role == "deterministic" and (ragged & set(site.dims) or first.shape != second.shape):
+            continue
+        if _close(np.sum(first), np.sum(second), float(np.sum(np.abs(first)))):
+            continue
+        what = "value" if site.role == "deterministic" else "log density"
+        raise ModelError(
+            f"site '{site.name}' changes with padding, or with what stands in missing "
+            f"places: {what} {np.sum(first):.6g}, then {np.sum(second):.6g}. It uses a ragged or "
+            f"partly missing argument outside its plate (a mean or sum "
             "over elements, an element before or after); compute that before and pass it as an argument per unit"
         )
 
@@ -191,7 +192,14 @@ def _padded(one: Batch) -> Batch:
     return Batch(longer(one.arrays, False), longer(one.masks, True), one.lengths)
 
 
-def _exchangeable(plate: InnerPlate, structure: Structure, units: Batch, density: Density, together: _Run) -> bool:
+def _exchangeable(
+    plate: InnerPlate,
+    structure: Structure,
+    units: Batch,
+    free: dict[str, np.ndarray],
+    density: Density,
+    together: Facts,
+) -> bool:
     """Reverses and shuffles the elements along the plate in every argument that lies along it."""
     arguments = {a.name: a.plate_axis + 1 for a in structure.arguments if a.plate == plate.name}
     inside = [s for s in structure.of("local", "global") if plate.name in s.dims]
@@ -207,9 +215,10 @@ def _exchangeable(plate: InnerPlate, structure: Structure, units: Batch, density
         lengths = next((units.lengths[n] for n in arguments if n in units.lengths), None)
         own = [size] * len(next(iter(units.arrays.values()))) if lengths is None else np.asarray(lengths).tolist()
         orders = np.stack([np.concatenate([order(n), np.arange(n, size)]) for n in own]).astype(int)
-        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), together.latents)
-        sums = ((np.sum(x), np.sum(other.log_prob[n]), float(np.sum(np.abs(x)))) for n, x in together.log_prob.items())
-        return all(_close(*pair) for pair in sums)
+        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), free)
+        densities = structure.of("local", "global", "observed", "factor")
+        pairs = ((together[s.name], other[s.name]) for s in densities)
+        return all(_close(np.sum(x), np.sum(y), float(np.sum(np.abs(x)))) for x, y in pairs)
 
     return agree(lambda n: np.arange(n)[::-1]) and agree(shuffled.permutation)
 

@@ -23,7 +23,7 @@ from .refuse import (
     refuse_sizes,
     refuse_unobserved,
 )
-from .structure import Argument, InnerPlate, Site, Structure
+from .structure import Argument, InnerPlate, Role, Site, Structure
 
 Frames = Mapping[int, tuple[str, int]]  # dim -> (plate, size)
 
@@ -103,8 +103,8 @@ def _unit_axes(one: dict[str, Seen], whole: dict[str, Seen], plate: str) -> dict
         differ = [i for i, (a, b) in enumerate(zip(mine, all_units, strict=False)) if a != b]
         if len(mine) != len(all_units) or len(differ) != 1 or mine[differ[0]] != 1:
             raise ModelError(
-                f"deterministic '{name}' has shape {all_units} for all units and {mine} for one, so it is not one value "
-                f"per unit of plate '{plate}'; leave it out, and compute it from the posterior's draws"
+                f"deterministic '{name}' has shape {all_units} for all units and {mine} for one, so it is not one "
+                f"value per unit of plate '{plate}'; leave it out, and compute it from the posterior's draws"
             )
         found[name] = differ[0]
     return found
@@ -143,7 +143,7 @@ def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, 
     )
 
 
-def _role(seen: Seen, per_unit: bool) -> str:
+def _role(seen: Seen, per_unit: bool) -> Role:
     if seen.kind == "deterministic" or seen.factor:
         return "factor" if seen.factor else "deterministic"
     if seen.observed:

@@ -26,21 +26,22 @@ def refuse_plates(model: Callable, seen: dict[str, Seen], plate: str, num_units:
     where = f"model '{name_of(model)}'"
     if plate not in sizes:
         raise ModelError(
-            f"{where} has no plate '{plate}'; its plates are {sorted(sizes)}: give plate= the one whose elements are the units"
+            f"{where} has no plate '{plate}'; its plates are {sorted(sizes)}: give plate= the one whose elements "
+            "are the units"
         )
     for name, (size, subsample) in sizes.items():
         if subsample is not None and subsample != size:
             raise ModelError(
-                f"plate '{name}' has its own subsample_size={subsample} of {size}; write plate('{name}', n) with n from "
-                "the shape of the data and give batch_size= to fit: minibatches are amortax's work"
+                f"plate '{name}' has its own subsample_size={subsample} of {size}; write plate('{name}', n) with n "
+                "from the shape of the data and give batch_size= to fit: minibatches are amortax's work"
             )
     size = sizes[plate][0]
     if size == num_units:
         return
     if num_units == 1:
         raise ModelError(
-            f"plate '{plate}' has {size} elements when the data has one unit: its size is a literal, or read from another "
-            "axis; take it from the unit axis of an argument, e.g. x.shape[0]"
+            f"plate '{plate}' has {size} elements when the data has one unit: its size is a literal, or read from "
+            "another axis; take it from the unit axis of an argument, e.g. x.shape[0]"
         )
     raise ModelError(
         f"plate '{plate}' has {size} elements but the data has {num_units} units; if rows are not units, "
@@ -72,8 +73,9 @@ def _refuse_counted_twice(site: Seen) -> None:
     if got != tuple(expected):
         plates = ", ".join(f"{name}: dim={dim}, size {size}" for name, dim, size in site.plates)
         raise ModelError(
-            f"site '{site.name}' has log densities of shape {site.log_prob_shape} for one unit, but its plates ({plates}) "
-            f"say {tuple(expected)}: values and plates broadcast against each other; give nested plates their dim "
+            f"site '{site.name}' has log densities of shape {site.log_prob_shape} for one unit, but its "
+            f"plates ({plates}) say {tuple(expected)}: values and plates broadcast against each "
+            f"other; give nested plates their dim "
             "(the amortized one dim=-2, the one inside dim=-1) and parameters the matching axes (x[:, None])"
         )
 
@@ -92,8 +94,8 @@ def refuse_latents(seen: dict[str, Seen], ragged: set[str], plate: str) -> None:
         inside = [name for name, _, _ in site.plates if name in ragged]
         if inside:
             raise ModelError(
-                f"site '{site.name}' is a latent inside the ragged plate '{inside[0]}': its number of values differs by "
-                f"unit; make '{inside[0]}' the amortized plate, or integrate '{site.name}' out"
+                f"site '{site.name}' is a latent inside the ragged plate '{inside[0]}': its number of values differs "
+                f"by unit; make '{inside[0]}' the amortized plate, or integrate '{site.name}' out"
             )
 
 
@@ -106,8 +108,8 @@ def refuse_sizes(one: dict[str, Seen], more: dict[str, Seen], plate: str, what: 
         if site.shape != more[name].shape:
             kind = "parameter" if site.kind == "param" else "site"
             raise ModelError(
-                f"{kind} '{name}' has shape {more[name].shape} when the {what} grows, {site.shape} before: it must be the "
-                f"same for every unit; a value per unit is a numpyro.sample site inside plate '{plate}'"
+                f"{kind} '{name}' has shape {more[name].shape} when the {what} grows, {site.shape} before: it must "
+                f"be the same for every unit; a value per unit is a numpyro.sample site inside plate '{plate}'"
             )
 
 
@@ -120,8 +122,8 @@ def refuse_other_lengths(group: Sequence[str], data: Batch, plate: str, error: M
             unit = int(differ[0])
             raise DataError(
                 f"data['{first}'] and data['{name}'] run along one axis of the model but differ in length: "
-                f"{int(data.lengths[first][unit])} and {int(lengths[unit])} at {plate} number {unit}; give both one value "
-                "per element, NaN where an observed one is missing"
+                f"{int(data.lengths[first][unit])} and {int(lengths[unit])} at {plate} number {unit}; give both one "
+                "value per element, NaN where an observed one is missing"
             ) from error
     raise error
 

@@ -142,12 +142,15 @@ class Structure:
 
     def difference(self, other: Structure) -> str:
         """The first difference in words, empty if equal; names of functions, lengths and probed facts may differ."""
-        for name, facts in (("site", Site.facts), ("argument", Argument.facts)):
-            mine = {x.name: facts(x) for x in (self.sites if name == "site" else self.arguments)}
-            yours = {x.name: facts(x) for x in (other.sites if name == "site" else other.arguments)}
-            for key in [*mine, *(k for k in yours if k not in mine)]:
-                if mine.get(key) != yours.get(key):
-                    return f"{name} '{key}': stored {mine.get(key, 'none')}, this model has {yours.get(key, 'none')}"
+        mine = {f"site '{s.name}'": s.facts() for s in self.sites} | {
+            f"argument '{a.name}'": a.facts() for a in self.arguments
+        }
+        yours = {f"site '{s.name}'": s.facts() for s in other.sites} | {
+            f"argument '{a.name}'": a.facts() for a in other.arguments
+        }
+        for key in [*mine, *(k for k in yours if k not in mine)]:
+            if mine.get(key) != yours.get(key):
+                return f"{key}: stored {mine.get(key, 'none')}, this model has {yours.get(key, 'none')}"
         if self.params != other.params:
             return f"parameters: stored {self.params}, this model has {other.params}"
         return ""

@@ -150,7 +150,7 @@ def run(
     key: Array,
     unconstrained: Mapping[str, Array] | None = None,
     given: Mapping[str, Array] | None = None,
-    params: Mapping[str, PyTree] | None = None,
+    params: Any = None,
     simulate: bool = False,
 ) -> dict[str, Record]:
     """Runs the model once and returns its sites by name.

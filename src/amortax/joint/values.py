@@ -1,4 +1,4 @@
-"""Are the observed values possible? Every value against its site's support, every index against its axis, before training.
+"""Are the observed values possible? Values against supports, indices against axes, gaps against sites, before training.
 
 Compiled code clamps a wrong index, returns a number for an impossible count, and takes what fills a missing place for
 a value; here they are errors that name the unit, the place and the value.
@@ -23,7 +23,7 @@ CHUNK = 4096
 
 
 def check_values(joint: Joint, data: Batch, labels: Sequence[Any]) -> None:
-    """Raises `DataError` at the first place that is missing but must not be, index out of range, or value outside its support.
+    """Raises `DataError` at the first gap that must not be, index out of range, or value outside its support.
 
     **Arguments**: `data` all units as host arrays; `labels` what each unit is called.
     """
@@ -52,8 +52,8 @@ def check_values(joint: Joint, data: Batch, labels: Sequence[Any]) -> None:
 def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], plate: str) -> None:
     if argument.name not in data.masks:
         return
-    mask = np.asarray(data.masks[argument.name])
-    missing = own_places(mask, data.lengths.get(argument.name)) & ~mask
+    mask = data.masks[argument.name]
+    missing = own_places(mask, data.lengths.get(argument.name)) & ~np.asarray(mask)
     if found := _first(missing):
         count = int(missing.sum())
         raise DataError(
@@ -68,14 +68,15 @@ def _check_index(name: str, count: int, data: Batch, labels: Sequence[Any], plat
     wrong = (value < 0) | (value >= count)
     if found := _first(wrong if mask is None else wrong & np.asarray(mask)):
         raise DataError(
-            f"data['{name}'] is {value[found]} at {plate} '{labels[found[0]]}'{_place(found[1:])}, but the model uses it "
-            f"as an index into an axis of length {count}: expected 0 to {count - 1}; correct the value, or make that axis longer"
+            f"data['{name}'] is {value[found]} at {plate} '{labels[found[0]]}'{_place(found[1:])}, but the model "
+            f"uses it as an index into an axis of length {count}: expected 0 to {count - 1}; correct "
+            f"it, or make that axis longer"
         )
 
 
 @eqx.filter_jit
 def _faults(joint: Joint, supported: tuple[Site, ...], masked: tuple[Site, ...], data: Batch) -> tuple[list, list]:
-    """Where values of `supported` sites lie outside their support, and where events of `masked` ones are missing in part."""
+    """Where values of `supported` sites lie outside their support, and events of `masked` ones are missing in part."""
 
     def one(unit: Batch) -> tuple[list, list]:
         return [~good for good in joint.in_support(unit, supported)], joint.partly_missing(unit, masked)
@@ -98,8 +99,9 @@ def _refuse_value(site: Site, part: Batch, where: tuple[int, ...], label: Any, s
 
 def _refuse_partly(site: Site, where: tuple[int, ...], label: Any, plate: str) -> None:
     raise DataError(
-        f"observed site '{site.name}' is missing in part at {plate} '{label}'{_place(where[1:])}, but its event of shape "
-        f"{site.model_shape[len(site.model_shape) - site.event_dim :]} has one joint density; make all of that event "
+        f"observed site '{site.name}' is missing in part at {plate} '{label}'{_place(where[1:])}, but its event "
+        f"of shape {site.model_shape[len(site.model_shape) - site.event_dim :]} has one joint "
+        f"density; make all of that event "
         "missing (NaN), drop it, or write the site with independent elements (.to_event)"
     )
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from amortax._errors import DataError
 from amortax.models.radon_exact import exact_posterior
@@ -34,7 +34,7 @@ __all__ = ["counties", "exact_posterior", "model", "reference", "table"]
 def model(
     log_uranium: Float[Array, " county"],
     floor_by_county: Float[Array, " county"],
-    floor: Float[Array, "county house"],
+    floor: Num[Array, "county house"],
     log_radon: Float[ArrayLike, "county house"] | None = None,
 ) -> None:
     """The NumPyro model; amortize it over the plate "county".

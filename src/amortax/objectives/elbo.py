@@ -4,7 +4,8 @@ For B of N units, with v ~ q(v) shared by the batch and u_i ~ q(u_i | e_i, v),
 
     ELBO = log p(v) - log q(v) + N/B Σ_i [ log p(d_i, u_i | v) - log q(u_i | e_i, v) ],
 
-averaged over particles, each with a v of its own, and divided by N.
+averaged over particles, and divided by N. Particles come in pairs with v on opposite sides of the middle of q(v): what
+is linear in v, among it all noise of the choice of a minibatch, then cancels from the gradient of the spread of q(v).
 
 The gradient is the path derivative ("sticking the landing", Roeder, Wu and Duvenaud 2017): log q is evaluated again
 with the guide's parameters stopped and the draws not, which leaves out a term of mean zero whose variance does not
@@ -38,12 +39,22 @@ class ELBO(AbstractObjective):
         contexts = tuple(guide.encode(batch) for batch in groups)
         scale = num_units / sum(context.shape[0] for context in contexts)
 
-        def particle(key: Array) -> Array:
-            log_weight = log_weights(key, guide, joint, groups, contexts, path_derivative=self.path_derivative)
+        def particle(shared_key: Array, local_key: Array, mirrored: Array) -> Array:
+            draw = shared_draw(shared_key, guide, mirrored)
+            log_weight = log_weights(local_key, guide, joint, groups, contexts, draw, self.path_derivative)
             return log_weight.total(scale) / num_units
 
-        elbo = jnp.mean(jax.vmap(particle)(jax.random.split(key, self.num_particles)))
+        shared_key, local_key = jax.random.split(key)
+        pairs = jnp.repeat(jax.random.split(shared_key, (self.num_particles + 1) // 2), 2)[: self.num_particles]
+        mirrored = jnp.arange(self.num_particles) % 2 == 1
+        elbo = jnp.mean(jax.vmap(particle)(pairs, jax.random.split(local_key, self.num_particles), mirrored))
         return Loss(-elbo, jax.lax.stop_gradient(elbo))
+
+
+def shared_draw(key: Array, guide: Guide, mirrored: bool | Array = False) -> tuple[Array, Array]:
+    """A draw of the globals, or its mirror image, and its log density."""
+    shared, log_q = guide.sample_shared(key)
+    return jnp.where(mirrored, guide.mirror_shared(shared), shared), log_q
 
 
 def log_weights(
@@ -52,20 +63,19 @@ def log_weights(
     joint: Joint,
     groups: tuple[Batch, ...],
     contexts: tuple[Array, ...],
-    *,
-    path_derivative: bool,
+    draw: tuple[Array, Array],
+    path_derivative: bool = False,
 ) -> Terms:
-    """`log p - log q` at one draw of the globals and of every unit's locals, units in the order of the groups.
+    """`log p - log q` at a draw of the globals, with one of every unit's locals, units in the order of the groups.
 
     With `path_derivative`, log q is seen through its draws only, as far as `path_share` says.
     """
-    shared_key, local_key = jax.random.split(key)
-    shared, log_shared = guide.sample_shared(shared_key)
+    shared, log_shared = draw
     path = path_derivative and guide.cheap_log_prob
     still_guide, still_joint, still_contexts = _stopped((guide, joint, contexts))
     parts, log_prior = [], jnp.zeros(())
     for number, (batch, context) in enumerate(zip(groups, contexts, strict=True)):
-        group_key = jax.random.fold_in(local_key, number)
+        group_key = jax.random.fold_in(key, number)
         local, log_q = guide.sample_locals(group_key, context, shared, batch, joint)
         if path and guide.local is not None:
 

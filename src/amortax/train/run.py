@@ -22,7 +22,7 @@ from ..objectives.base import AbstractObjective
 from .groups import by_length
 from .progress import Progress
 from .record import Record
-from .schedule import Schedule, adam, set_step_size
+from .schedule import WINDOW, Schedule, adam, set_step_size
 from .step import Setting, State, held_out_elbo, run_block, split_trainable, unit_elbos
 
 BLOCK = 100  # steps per visit to the host
@@ -55,10 +55,12 @@ class Run:
 
 @dataclasses.dataclass
 class _Progression:
-    """What the loop has seen so far, and the best state."""
+    """What the loop has seen so far, the best state, and the sum of the states of the last phase."""
 
     best: PyTree
     best_elbo: float = -np.inf
+    settled: PyTree = None
+    settled_steps: int = 0
     means: list[float] = dataclasses.field(default_factory=list)
     errors: list[float] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
@@ -99,7 +101,7 @@ def train(
             _loop(setting, state, source, schedule, seen, held_out, progress, data, batch_size, labels)
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
-    joint, guide = eqx.combine(seen.best, rest)
+    joint, guide = eqx.combine(_answer(setting, seen, held_out), rest)
     record = Record(
         num_units=size,
         num_steps=seen.steps[-1] if seen.steps else 0,
@@ -126,12 +128,12 @@ def _loop(
     batch_size: int,
     labels: Any,
 ) -> None:
-    validation_key = jax.random.key(7)
     step = 0
     while True:
         count = BLOCK if schedule.num_steps is None else min(BLOCK, schedule.num_steps - step)
         rows = next(source)
         state = eqx.tree_at(lambda s: s.optimizer, state, set_step_size(state.optimizer, schedule.factor(step)))
+        settling = schedule.settling(step)
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
         elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
         step += count
@@ -142,10 +144,14 @@ def _loop(
         seen.errors.append(float(good.std() / np.sqrt(max(len(good), 1))) if len(good) else float("inf"))
         judged = seen.means[-1]
         if held_out is not None:
-            judged = float(held_out_elbo(setting.objective, state.params, setting.rest, held_out, validation_key))
+            judged = _judge(setting, state.params, held_out)
             seen.held_out.append(judged)
         if np.isfinite(judged) and judged > seen.best_elbo:
             seen.best, seen.best_elbo = _copy(state.params), judged
+        if settling:
+            total = result.sum_of_params
+            seen.settled = total if seen.settled is None else jax.tree.map(jnp.add, seen.settled, total)
+            seen.settled_steps += count
         progress.update(step, seen.means[-1], step * batch_size)
         if _overfits(seen.held_out):
             seen.stopped = "validation"
@@ -153,6 +159,21 @@ def _loop(
         if schedule.finished(step, seen.means, seen.errors):
             seen.stopped = _why(schedule, step)
             return
+
+
+def _judge(setting: Setting, params: PyTree, held_out: Batch) -> float:
+    return float(held_out_elbo(setting.objective, params, setting.rest, held_out, jax.random.key(7)))
+
+
+def _answer(setting: Setting, seen: _Progression, held_out: Batch | None) -> PyTree:
+    """The average over the last phase, unless that phase was clearly worse than the best block, or its average is."""
+    if seen.settled is None:
+        return seen.best
+    average = jax.tree.map(lambda x: x / seen.settled_steps, seen.settled)
+    if held_out is not None:
+        return average if _judge(setting, average, held_out) >= seen.best_elbo else seen.best
+    late, noise = np.mean(seen.means[-WINDOW:]), np.max(seen.errors[-WINDOW:])
+    return average if late >= seen.best_elbo - 5.0 * noise else seen.best
 
 
 def _why(schedule: Schedule, step: int) -> str:

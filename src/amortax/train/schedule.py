@@ -1,7 +1,10 @@
 """How fast, and when to stop? Adam with warm-up and clipping; the step size falls when the bound stops rising.
 
-With `num_steps` given, the step size falls along a cosine to a hundredth. Otherwise it falls to a third each time the
-smoothed bound no longer rises by more than its own noise, and training ends on the third such plateau (DESIGN §4.10).
+With `num_steps` given, the step size falls along a cosine to a tenth. Otherwise it falls to a third and to a tenth when
+the smoothed bound no longer rises by more than its own noise, and training ends after two such plateaus more (DESIGN
+§4.10).
+The answer is the average of the parameters over the last phase (Polyak and Juditsky 1992): single steps keep moving
+with the noise of their minibatch, by more than the posterior sd of a global of many units, and their average doesn't.
 The factor lives in the optimizer's state under `step_size` (`optax.inject_hyperparams`), set between blocks.
 """
 
@@ -20,8 +23,11 @@ import optax
 
 from .._types import PyTree
 
-FACTORS = (1.0, 0.3, 0.1, 0.03)
+FACTORS = (1.0, 0.3, 0.1, 0.1)
 WINDOW = 5  # blocks that one side of the plateau test averages
+SETTLING = 1 / 2  # of `num_steps`, after which parameters are averaged
+QUICK, LONG = 0.9, 0.99  # decay of the mean square gradient of q(v): the long memory once the factor is at most SETTLED
+SETTLED = 0.3
 
 
 @functools.lru_cache(maxsize=32)
@@ -31,13 +37,17 @@ def adam(
     """The default: clipping by global norm, Adam, linear warm-up. Cached, so that a second `fit` compiles nothing.
 
     The few free numbers of q(v) start at the prior and have far to go: they move `globals_factor` times faster than the
-    weights of networks.
+    weights of networks, and at first forget the size of past gradients sooner. That of a log sd falls with the sd's
+    square: with the long memory the sd would need a thousand steps for each factor of ten.
     """
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(clip),
-            optax.scale_by_adam(b1=0.9, b2=0.99),
-            optax.masked(optax.scale(globals_factor), _of_globals),
+            optax.masked(optax.scale_by_adam(b1=0.9, b2=0.99), _of_networks),
+            optax.masked(
+                optax.chain(optax.inject_hyperparams(_adam_of_globals)(memory=QUICK), optax.scale(globals_factor)),
+                _of_globals,
+            ),
             optax.scale_by_learning_rate(optax.linear_schedule(0.01 * learning_rate, learning_rate, warm_up)),
             optax.inject_hyperparams(optax.scale)(step_size=1.0),
         )
@@ -52,12 +62,22 @@ def _of_globals(params: PyTree) -> PyTree:
     return joint, guide
 
 
+def _adam_of_globals(memory: Any) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=0.9, b2=memory)
+
+
+def _of_networks(params: PyTree) -> PyTree:
+    """True at all other parameters."""
+    return jax.tree.map(lambda of_globals: not of_globals, _of_globals(params))
+
+
 def set_step_size(optimizer_state: Any, factor: float) -> Any:
-    """The state with another `step_size`; unchanged where the user's optimizer has none."""
-    current = optax.tree_utils.tree_get(optimizer_state, "step_size", None)
-    if current is None:
-        return optimizer_state
-    return optax.tree_utils.tree_set(optimizer_state, step_size=np.asarray(factor, current.dtype))
+    """The state with another `step_size`, and the long memory once it is small; a user's optimizer has neither, or its own."""
+    for name, value in (("step_size", factor), ("memory", QUICK if factor > SETTLED else LONG)):
+        current = optax.tree_utils.tree_get(optimizer_state, name, None)
+        if current is not None:
+            optimizer_state = optax.tree_utils.tree_set(optimizer_state, **{name: np.asarray(value, current.dtype)})
+    return optimizer_state
 
 
 @dataclasses.dataclass
@@ -74,7 +94,13 @@ class Schedule:
         if self.num_steps is None:
             return FACTORS[min(self.plateaus, len(FACTORS) - 1)]
         progress = min(step / max(self.num_steps, 1), 1.0)
-        return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return FACTORS[-1] + (1.0 - FACTORS[-1]) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def settling(self, step: int) -> bool:
+        """Whether the parameters of the block that starts at `step` belong to the average that is kept."""
+        if self.num_steps is None:
+            return FACTORS[min(self.plateaus, len(FACTORS) - 1)] == FACTORS[-1]
+        return step >= SETTLING * self.num_steps
 
     def finished(self, step: int, means: Sequence[float], errors: Sequence[float]) -> bool:
         """Whether to stop; `means` and `errors` are the bound of every block and its standard error."""

@@ -18,7 +18,7 @@ from .._types import Batch, PyTree, trainable
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective
-from ..objectives.elbo import log_weights
+from ..objectives.elbo import log_weights, shared_draw
 
 
 class State(eqx.Module):
@@ -45,6 +45,7 @@ class BlockResult(eqx.Module):
 
     elbo_per_unit: Float[Array, " steps"]
     finite: Array
+    sum_of_params: PyTree  # over the steps of the block
 
 
 def split_trainable(joint: Joint, guide: Guide) -> tuple[PyTree, PyTree]:
@@ -83,9 +84,10 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
         state, elbo, finite = take_step(setting, state, groups)
-        return state, BlockResult(result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite))
+        total = jax.tree.map(jnp.add, result.sum_of_params, state.params)
+        return state, BlockResult(result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite), total)
 
-    empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool))
+    empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), jax.tree.map(jnp.zeros_like, state.params))
     return jax.lax.fori_loop(0, count, body, (state, empty))
 
 
@@ -107,4 +109,5 @@ def held_out_elbo(objective: AbstractObjective, params: PyTree, rest: PyTree, ba
 def unit_elbos(params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
     """One draw of the bound of every unit: names the units that are not finite."""
     joint, guide = eqx.combine(params, rest)
-    return log_weights(key, guide, joint, (batch,), (guide.encode(batch),), path_derivative=False).unit
+    draw = shared_draw(jax.random.fold_in(key, 0), guide)
+    return log_weights(key, guide, joint, (batch,), (guide.encode(batch),), draw).unit

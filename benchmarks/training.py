@@ -1,0 +1,249 @@
+"""How fast does `fit` train beside a loop written by hand in JAX for the same model?
+
+Both sides train in one process, in turns, on the same data, batch, cores, optimizer and estimator (path derivative):
+blocks of steps in one compiled loop, data on the device, state donated, indices shuffled on the host. Printed: median
+units per second of each side over the turns, and the ratio (ours / by hand).
+
+    python benchmarks/training.py [--rounds 7]
+"""
+
+import argparse
+import statistics
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.contrib.module
+import numpyro.distributions as dist
+import optax
+
+import amortax as am
+from amortax.fitting import conform
+from amortax.intake import to_batch
+from amortax.joint.joint import Joint
+from amortax.train.initialise import initialise
+from amortax.train.run import BLOCK
+from amortax.train.step import Setting, State, run_block, split_trainable
+
+LEARNING_RATE = 1e-3
+
+
+def adam():
+    return optax.with_extra_args_support(
+        optax.chain(optax.clip_by_global_norm(10.0), optax.adam(LEARNING_RATE, b1=0.9, b2=0.99))
+    )
+
+
+# --- the two models -----------------------------------------------------------------------------------------------
+
+
+def vae_data(size=60_000):
+    rng = np.random.default_rng(0)
+    return {"image": (rng.random((size, 784)) < rng.random(784) * 0.3).astype(np.float32)}
+
+
+def vae_model(decoder):
+    def vae(image):
+        network = numpyro.contrib.module.eqx_module("decoder", decoder)
+        with numpyro.plate("image", image.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([20]).to_event(1))
+            logits = jax.vmap(network)(z)
+            numpyro.sample("pixels", dist.Bernoulli(logits=logits).to_event(1), obs=image)
+
+    return vae
+
+
+def groups_data(size=100_000):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(size, 10)).astype(np.float32)
+    z = rng.normal(size=(size, 3)) * [1.0, 0.5, 0.3] + [1.0, -0.5, 0.2]
+    y = z[:, :1] + z[:, 1:2] * x + z[:, 2:] * x**2 + 0.5 * rng.normal(size=(size, 10))
+    return {"x": x, "y": y.astype(np.float32)}
+
+
+def groups(x, y=None):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    spread = numpyro.sample("spread", dist.LogNormal(0.0, 1.0).expand([3]).to_event(1))
+    noise = numpyro.sample("noise", dist.LogNormal(0.0, 1.0))
+    with numpyro.plate("group", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(mean, spread).to_event(1))
+        predicted = z[..., 0, None] + z[..., 1, None] * x + z[..., 2, None] * x**2
+        numpyro.sample("y", dist.Normal(predicted, noise).to_event(1), obs=y)
+
+
+# --- by hand --------------------------------------------------------------------------------------------------------
+
+
+def normal_log_prob(value, mean, scale):
+    return -0.5 * ((value - mean) / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
+
+
+def stop(tree):
+    return jax.tree.map(jax.lax.stop_gradient, tree)
+
+
+def linear(key, inputs, outputs):
+    bound = 1 / np.sqrt(inputs)
+    return jax.random.uniform(key, (inputs, outputs), minval=-bound, maxval=bound), jnp.zeros(outputs)
+
+
+def apply(layer, x):
+    return x @ layer[0] + layer[1]
+
+
+def hand_vae(data):
+    center, scale = data["image"].mean(0), np.maximum(data["image"].std(0), 0.05)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "hidden": linear(keys[0], 784, 400),
+        "heads": linear(keys[1], 400, 40),
+        "decoder": (linear(keys[2], 20, 400), linear(keys[3], 400, 784)),
+    }
+
+    def loss(params, key, rows):
+        x = rows["image"]
+        mean, log_scale = jnp.split(
+            apply(params["heads"], jax.nn.silu(apply(params["hidden"], (x - center) / scale))), 2, axis=1
+        )
+        z = mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape)
+        log_q = normal_log_prob(z, stop(mean), jnp.exp(stop(log_scale))).sum(1)
+        logits = apply(params["decoder"][1], jax.nn.silu(apply(params["decoder"][0], z)))
+        log_p = normal_log_prob(z, 0.0, 1.0).sum(1) + (x * logits - jax.nn.softplus(logits)).sum(1)
+        return -jnp.mean(log_p - log_q)
+
+    return params, loss
+
+
+def hand_groups(data):
+    size = len(data["x"])
+    inputs = {name: (x.mean(0), x.std(0)) for name, x in data.items()}
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "layers": [linear(keys[0], 20, 64), linear(keys[1], 64, 64)],
+        "heads": [linear(keys[2], 64 + 20 + 7, 64), linear(keys[3], 64, 6)],
+        "shared": jnp.concatenate([jnp.zeros(7), jnp.full(7, -1.2)]),
+    }
+
+    def loss(params, key, rows):
+        shared_key, local_key = jax.random.split(key)
+        shared_mean, shared_log = jnp.split(params["shared"], 2)
+        shared = shared_mean + jnp.exp(shared_log) * jax.random.normal(shared_key, (7,))
+        mean, spread, noise = 2 * shared[:3], jnp.exp(shared[3:6]), jnp.exp(shared[6])
+        plain = hidden = jnp.concatenate([(rows[n] - c) / s for n, (c, s) in inputs.items()], axis=1)
+        for layer in params["layers"]:
+            hidden = jax.nn.silu(apply(layer, hidden))
+        told = jnp.concatenate([hidden, plain, jnp.broadcast_to(shared, (len(plain), 7))], axis=1)
+        m, log_s = jnp.split(apply(params["heads"][1], jax.nn.silu(apply(params["heads"][0], told))), 2, axis=1)
+        z = m + jnp.exp(log_s) * jax.random.normal(local_key, m.shape)
+        hidden_still, shared_told = stop(hidden), jnp.broadcast_to(shared, (len(plain), 7))
+        told_still = jnp.concatenate([hidden_still, plain, shared_told], axis=1)
+        still = stop(params["heads"])
+        m_, log_s_ = jnp.split(apply(still[1], jax.nn.silu(apply(still[0], told_still))), 2, axis=1)
+        log_q = normal_log_prob(z, m_, jnp.exp(log_s_)).sum(1)
+        x = rows["x"]
+        predicted = z[:, :1] + z[:, 1:2] * x + z[:, 2:] * x**2
+        log_p = normal_log_prob(z, mean, spread).sum(1) + normal_log_prob(rows["y"], predicted, noise).sum(1)
+        log_shared = normal_log_prob(shared, 0.0, 1.0).sum()
+        log_shared -= normal_log_prob(shared, stop(shared_mean), jnp.exp(stop(shared_log))).sum()
+        return -(log_shared + size / len(x) * jnp.sum(log_p - log_q)) / size
+
+    return params, loss
+
+
+class ByHand:
+    def __init__(self, make, data, batch):
+        params, loss = make(data)
+        self.data, self.optimizer = jax.tree.map(jnp.asarray, data), adam()
+        self.state = (params, self.optimizer.init(params), jax.random.key(1))
+        self.indices = shuffled(len(next(iter(data.values()))), batch)
+
+        def block(state, data, indices):
+            def step(state, rows):
+                params, optimizer, key = state
+                key, noise = jax.random.split(key)
+                batch = jax.tree.map(lambda x: x[rows], data)
+                value, gradient = jax.value_and_grad(loss)(params, noise, batch)
+                updates, optimizer = self.optimizer.update(gradient, optimizer, params)
+                return (optax.apply_updates(params, updates), optimizer, key), value
+
+            return jax.lax.scan(step, state, indices)
+
+        self.block = jax.jit(block, donate_argnums=0)
+
+    def run(self):
+        self.state, values = self.block(self.state, self.data, next(self.indices))
+        return float(-values.mean())
+
+
+# --- amortax ----------------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """The engine of `fit` (its compiled block, its sources of indices), stopped between blocks to be timed."""
+
+    def __init__(self, model, data, plate, batch, **choices):
+        units = am.units(data, name=plate)
+        plan = am.amortize(model, units, plate=plate, **choices)
+        found = to_batch(conform(units, Joint(model, plan.structure, initialise(plan, to_batch(units), jax.random.key(0))[0].params)))
+        joint, guide = initialise(plan, found, jax.random.key(0))
+        params, rest = split_trainable(joint, guide)
+        optimizer = adam()
+        resident = (jax.tree.map(jnp.asarray, found),)
+        self.setting = Setting(rest, am.ELBO(), optimizer, resident, jnp.asarray(float(len(units))))
+        params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+        self.state = State(params, optimizer.init(params), jax.random.key(1), jnp.zeros((), jnp.int32))
+        self.indices = shuffled(len(units), batch)
+
+    def run(self):
+        self.state, result = run_block((self.setting, next(self.indices), jnp.asarray(BLOCK)), self.state)
+        return float(np.asarray(result.elbo_per_unit).mean())
+
+
+def shuffled(size, batch):
+    rng = np.random.default_rng(0)
+    while True:
+        rows = np.concatenate([rng.permutation(size) for _ in range(1 + BLOCK * batch // size)])[: BLOCK * batch]
+        yield jnp.asarray(rows.reshape(BLOCK, batch), jnp.int32)
+
+
+def compare(name, ours, by_hand, batch, rounds):
+    sides, seconds, bound, compile_seconds = {"amortax": ours, "by hand": by_hand}, {}, {}, {}
+    for label, side in sides.items():
+        start = time.perf_counter()
+        side.run()
+        compile_seconds[label] = time.perf_counter() - start
+        seconds[label] = []
+    for _ in range(rounds):
+        for label, side in sides.items():
+            start = time.perf_counter()
+            bound[label] = side.run()
+            seconds[label].append(time.perf_counter() - start)
+    rate = {label: BLOCK * batch / statistics.median(times) for label, times in seconds.items()}
+    for label in sides:
+        print(f"{name:12} {label:8} {rate[label]:12,.0f} units/s   first block {compile_seconds[label]:5.1f} s   ELBO {bound[label]:.3f}")
+    ratios = [b / a for a, b in zip(seconds["amortax"], seconds["by hand"], strict=True)]
+    print(f"{name:12} ratio    {statistics.median(ratios):12.2f} (median of {rounds} turns)\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    decoder = eqx.nn.MLP(20, 784, 400, 1, jax.nn.silu, key=jax.random.key(2))
+    images = vae_data()
+    ours = Ours(vae_model(decoder), images, "image", 128, encoder=am.dense(width=400, depth=1), family=am.diagonal())
+    compare("VAE", ours, ByHand(hand_vae, images, 128), 128, rounds)
+    data = groups_data()
+    ours = Ours(
+        groups,
+        data,
+        "group",
+        256,
+        head=am.concatenate(),
+        family=am.diagonal(depth=1),
+        shared_family=am.diagonal(),
+    )
+    compare("hierarchical", ours, ByHand(hand_groups, data, 256), 256, rounds)

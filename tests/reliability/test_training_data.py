@@ -1,0 +1,207 @@
+"""What training reads, when it stops, and which parameters it keeps: groups, blocks of rows, plateaus, held-out units."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from test_training import DATA, X, finite, fit, learned, numbers, plan, same, small_blocks, states  # noqa: F401
+
+import amortax as am
+from amortax import fitting
+from amortax._types import Batch
+from amortax.intake import as_units, to_batch
+from amortax.train import run as engine
+from amortax.train.groups import MOST_GROUPS, by_length
+from amortax.train.initialise import initialise
+from amortax.train.schedule import FACTORS, WINDOW, Schedule, adam, rises, set_step_size
+from amortax.train.step import split_trainable
+
+# Rows
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_every_unit_is_visited_equally_often(resident):
+    data = Batch({"row": np.arange(7)}, {}, {})
+    source = engine._sources(data, 7, 3, resident, np.random.default_rng(0))
+    blocks = [next(source) for _ in range(7)]  # 7 blocks of 10 steps of 3: 30 epochs of 7
+    visits = np.concatenate([np.ravel(b if resident else b.arrays["row"]) for b in blocks])
+    epochs = visits.reshape(30, 7)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(7), (30, 1)))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_data_too_large_for_the_device_trains_the_same_way(monkeypatch):
+    inside = fit(num_steps=30, batch_size=6)
+    monkeypatch.setattr(engine, "RESIDENT_BYTES", 0)
+    outside = fit(num_steps=30, batch_size=6)
+    for left, right in zip(numbers(inside), numbers(outside), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+    everything = fit(num_steps=20)  # a whole epoch a step
+    assert (everything.record.batch_size, everything.record.stopped) == (24, "num_steps")
+    assert finite(everything)
+
+
+def ragged(x):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    with numpyro.plate("unit", x.shape[0], dim=-2):
+        z = numpyro.sample("z", dist.Normal(mu, 2))
+        with numpyro.plate("item", x.shape[1], dim=-1):
+            numpyro.sample("x", dist.Normal(z, 1), obs=x)
+
+
+def test_groups_by_length_hold_every_unit_once_and_less_padding():
+    rng = np.random.default_rng(1)
+    lengths = np.concatenate([rng.integers(0, 6, 30), [60, 58, 20, 200]])
+    rows = {"x": [np.full(n, i, np.float32) for i, n in enumerate(lengths)]}
+    data = to_batch(am.units(rows))
+    groups = by_length(data)
+    assert 1 < len(groups) <= MOST_GROUPS
+    found = {}
+    for group in groups:
+        assert group.arrays["x"].shape == group.masks["x"].shape
+        for x, mask, length in zip(group.arrays["x"], group.masks["x"], group.lengths["x"], strict=True):
+            assert mask.sum() == length
+            if length:
+                assert x[0] not in found
+                found[x[0]] = x[mask]
+    for i, n in enumerate(lengths):
+        if n:
+            np.testing.assert_array_equal(found[i], np.full(n, i))
+    assert sum(len(group.lengths["x"]) for group in groups) == len(lengths)
+    assert sum(group.arrays["x"].size for group in groups) < 0.5 * data.arrays["x"].size
+    assert (
+        by_length(Batch({"x": X}, {}, {})) == (Batch({"x": X}, {}, {}),) or len(by_length(Batch({"x": X}, {}, {}))) == 1
+    )
+
+
+def test_grouped_units_have_the_terms_that_they_have_together():
+    rng = np.random.default_rng(2)
+    data = {"x": [rng.standard_normal(n).astype(np.float32) for n in (1, 2, 2, 3, 1, 40)]}
+    ready = am.amortize(ragged, data, plate="unit", encoder=am.deep_set(width=8, depth=1), head=am.concatenate())
+    batch = to_batch(as_units(data, ragged, "unit"))
+    joint, guide = initialise(ready, batch, jax.random.key(0))
+    local, shared = jnp.linspace(-1, 1, 6)[:, None], jnp.asarray([0.3])
+
+    def terms(batch, local):
+        batch = jax.tree.map(jnp.asarray, batch)
+        log_q = guide.locals_log_prob(local, guide.encode(batch), shared, batch, joint)
+        log_p = joint.log_prob(local, shared, batch)
+        return np.asarray(log_p.unit - log_q), float(log_p.shared)
+
+    together, prior = terms(batch, local)
+    groups = by_length(batch)
+    assert len(groups) > 1
+    for group in groups:
+        rows = [
+            next(i for i in range(6) if len(data["x"][i]) == n and data["x"][i][0] == x[0])
+            for n, x in zip(group.lengths["x"], group.arrays["x"], strict=True)
+        ]
+        unit, again = terms(group, local[jnp.asarray(rows)])
+        np.testing.assert_allclose(unit, together[rows], rtol=1e-5, atol=1e-5)
+        assert again == prior
+
+
+# What is kept
+
+
+def judged(monkeypatch, values):
+    """Held-out bounds in the order in which they are asked for; the last repeats."""
+    left = list(values)
+    monkeypatch.setattr(engine, "_judge", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_the_best_parameters_by_held_out_units_are_kept(monkeypatch, states):  # noqa: F811
+    judged(monkeypatch, [-5.0, -1.0, -2.0, -3.0, -9.0])
+    validation = am.units({"x": X[:4]}, name="unit")
+    posterior = fit(run=am.Run(num_steps=40, validation=validation))
+    assert posterior.record.validation_elbo_per_unit == (-5.0, -1.0, -2.0, -3.0)
+    assert same(numbers(posterior), states[1][0])
+
+
+def test_training_stops_when_held_out_units_get_worse(monkeypatch, states):  # noqa: F811
+    judged(monkeypatch, [-1.0, -2.0])
+    posterior = fit(run=am.Run(validation=am.units({"x": X[:4]}, name="unit")))
+    assert posterior.record.stopped == "validation"
+    assert len(posterior.record.step) == 21  # twenty blocks of patience
+    assert same(numbers(posterior), states[0][0])
+
+
+def test_units_are_held_out_only_where_parameters_are_learned(monkeypatch):
+    monkeypatch.setattr(fitting, "HOLD_OUT_FROM", 20)
+    record = fit(plan(learned), num_steps=20).record
+    assert record.num_units == 23  # one in twenty
+    assert len(record.validation_elbo_per_unit) == 2
+    record = fit(num_steps=10).record  # with Bayesian globals all units enter the posterior
+    assert (record.num_units, record.validation_elbo_per_unit) == (24, ())
+    monkeypatch.setattr(fitting, "HOLD_OUT_FROM", 25)
+    record = fit(plan(learned), num_steps=10).record  # too few to give some away
+    assert (record.num_units, record.validation_elbo_per_unit) == (24, ())
+
+
+def test_held_out_units_without_a_finite_bound_are_an_error():
+    odd = am.units({"x": np.full((2, 3), 1e30, np.float32)}, name="unit")
+    with pytest.raises(am.FitError, match="bound of the held-out units was never finite"):
+        fit(run=am.Run(num_steps=20, validation=odd))
+
+
+def test_a_record_with_numbers_that_are_not_finite_is_stored_all_the_same(monkeypatch, tmp_path):
+    judged(monkeypatch, [float("nan"), -1.0, float("-inf")])
+    posterior = fit(run=am.Run(num_steps=30, validation=am.units({"x": X[:4]}, name="unit")))
+    posterior.save(tmp_path / "a.amx")
+    held_out = am.load(tmp_path / "a.amx", plan().model).record.validation_elbo_per_unit
+    assert np.isnan(held_out[0])
+    assert held_out[1] == -1.0
+    assert not np.isfinite(held_out[2])
+
+
+# When it slows down and stops
+
+
+def test_a_bound_rises_only_beyond_its_noise():
+    flat, steep = [0.0] * 10, [0.0] * 5 + [1.0] * 5
+    assert not rises(flat, [0.1] * 10)
+    assert rises(steep, [0.1] * 10)
+    assert rises(steep, [0.79] * 10)  # the noise of a difference of two means of five
+    assert not rises(steep, [0.80] * 10)
+    assert not rises([-x for x in steep], [0.1] * 10)
+    assert not rises([9.0] * 20 + flat, [0.1] * 30)  # only the two last windows count
+    assert not rises([0.0] * 9 + [float("nan")], [0.1] * 10)
+
+
+def test_every_plateau_slows_down_and_the_last_one_stops():
+    schedule, means, errors, factors = Schedule(None, 10**9), [], [], []
+    for block in range(1000):
+        factors.append(schedule.factor(100 * block))
+        means.append(min(block, 30.0))
+        errors.append(0.01)
+        if schedule.finished(100 * (block + 1), means, errors):
+            break
+    assert list(dict.fromkeys(factors)) == list(FACTORS)
+    assert factors[:31] == [FACTORS[0]] * 31  # no plateau while it rises
+    assert 30 + 2 * WINDOW * (len(FACTORS) - 1) < len(means) <= 31 + 2 * WINDOW * len(FACTORS)
+    assert Schedule(None, 500).finished(500, [0.0], [0.1])
+
+
+def test_a_given_number_of_steps_follows_a_cosine():
+    schedule = Schedule(1000, 10**9)
+    factors = [schedule.factor(step) for step in range(0, 1001, 100)]
+    np.testing.assert_allclose(factors[0], 1.0)
+    np.testing.assert_allclose(factors[5], 0.01 + 0.99 / 2)
+    np.testing.assert_allclose(factors[-1], 0.01)
+    assert np.all(np.diff(factors) < 0)
+    assert not schedule.finished(999, [0.0] * 99, [0.0] * 99)
+    assert schedule.finished(1000, [0.0], [0.0])
+
+
+def test_the_step_size_acts_on_every_update():
+    joint, guide = initialise(plan(), to_batch(as_units(DATA, plan().model, "unit")), jax.random.key(0))
+    params, _ = split_trainable(joint, guide)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    state = adam().init(params)
+    whole, _ = adam().update(gradient, state, params)
+    tenth, _ = adam().update(gradient, set_step_size(state, 0.1), params)
+    for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(tenth), strict=True):
+        assert np.all(left < 0)
+        np.testing.assert_allclose(0.1 * left, right, rtol=1e-5)
