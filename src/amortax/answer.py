@@ -70,13 +70,14 @@ def _encode(guide: Guide, batch: Batch) -> Array:
 def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array], local: tuple[str, ...]) -> Terms:
     contexts = guide.encode(batch)
 
-    def one(context: Array, unit: Batch, values: dict[str, Array]) -> Terms:
+    def one(context: Array, unit: Batch, values: dict[str, Array]) -> tuple[Array, Array]:
         free, shared, jacobian = joint.unconstrain(values, unit)
-        log_q = guide.local_log_prob(free, context, shared, unit, joint)
-        return Terms(log_q, guide.shared_log_prob(shared)) - jacobian
+        log_q = Terms(guide.local_log_prob(free, context, shared, unit, joint), guide.shared_log_prob(shared))
+        terms = log_q - jacobian
+        return terms.unit, terms.shared
 
     axes = {name: 0 if name in local else None for name in values}
-    return jax.vmap(one, in_axes=(0, 0, axes), out_axes=Terms(unit=0, shared=None))(contexts, batch, values)  # type: ignore[arg-type]
+    return Terms(*jax.vmap(one, in_axes=(0, 0, axes), out_axes=(0, None))(contexts, batch, values))
 
 
 def _collect(

@@ -86,7 +86,7 @@ def run(
     *,
     every: bool = False,
     seed: int = 0,
-    num_steps: int = 1500,
+    num_steps: int = 1000,
     num_samples: int = 4000,
     show: Callable[[str], object] = print,
 ) -> Outcome:

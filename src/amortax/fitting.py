@@ -7,7 +7,6 @@ import importlib.metadata
 from typing import Any
 
 import jax
-import optax
 from jaxtyping import Array
 
 from ._errors import FitError
@@ -21,6 +20,7 @@ from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
 from .train.run import Run, train
+from .train.schedule import Optimizer
 
 HOLD_OUT_FROM = 1000  # units; fewer are too few to give some away
 
@@ -31,7 +31,7 @@ def fit(
     *,
     key: Array,
     objective: AbstractObjective | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Optimizer | None = None,
     run: Run | None = None,
     num_steps: int | None = None,
     batch_size: int | None = None,

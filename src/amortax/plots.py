@@ -20,6 +20,8 @@ from amortax._errors import DataError
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"
 
+LEAST_SPAN = 0.05  # nats: less than that is noise, and no picture should make it look like progress
+
 Interval = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 
 
@@ -98,9 +100,11 @@ def training_curve(
     axes.plot(at, value, color=_BLUE, linewidth=1.5)
     late = value[len(value) // 5 :]
     if late.size and value.min() < late.min() - 3 * (np.ptp(late) + 1e-12):
-        axes.set_ylim(late.min() - 0.3 * np.ptp(late) - 1e-6, value.max() + 0.1 * np.ptp(late) + 1e-6)
+        top = value.max() + 0.1 * max(np.ptp(late), LEAST_SPAN)
+        axes.set_ylim(min(late.min() - 0.3 * np.ptp(late), top - LEAST_SPAN), top)
         said = f"from {value[0]:,.1f} at step {at[0]:,}, below this picture"
         axes.annotate(said, (0.98, 0.03), xycoords="axes fraction", color=_GREY, fontsize=9, ha="right", va="bottom")
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("step")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +19,8 @@ from ._types import PyTree, Terms
 from .artifact import read_artifact, write_artifact
 from .checks.check import check
 from .checks.report import Report
-from .data import TableSchema, Units
+from .chunks import row_mask
+from .data import TableSchema, Units, units
 from .guide import Guide
 from .intake import conform
 from .interop import to_dataset, values_of
@@ -73,6 +75,9 @@ class Posterior(eqx.Module):
             raise DataError(
                 f"at has {len(place)} units but data has {len(found)}; give the same units in the same order"
             )
+        if set(place.labels.tolist()) == set(found.labels.tolist()) and np.any(place.labels != found.labels):
+            raise DataError("at has the units of data in another order; give the same units in the same order")
+        place = dataclasses.replace(place, labels=found.labels)
         drawn = answer.predict(self.joint, self.guide, found, place, num_samples, key)
         return to_dataset(self._structure, place, *drawn)
 
@@ -162,7 +167,11 @@ def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
             f"{path}: the description of the posterior lacks {error}; it was written by another version"
         ) from error
     params = matching_params(model, plan.structure, os.fspath(path))
-    joint, guide = Joint(model, plan.structure, params), plan.skeleton()
+    try:
+        joint, guide = Joint(model, plan.structure, params), plan.skeleton()
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtifactError(f"{path}: the recipes it names can't be built: {reason}") from error
     return Posterior(plan, *_filled(joint, guide, arrays, os.fspath(path)), record, schema)
 
 
@@ -189,6 +198,8 @@ def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str
             raise ArtifactError(
                 f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}"
             )
+        if leaf.dtype != arrays[name].dtype:
+            raise ArtifactError(f"{path}: array {name} is of {arrays[name].dtype}, the model needs {leaf.dtype}")
     params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
     static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
     return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
@@ -200,35 +211,28 @@ def _value(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     return arrays[name]
 
 
-def complete_responses(at: Any, data: Units, joint: Joint) -> Any:
+def complete_responses(at: Any, data: Units, joint: Joint) -> Units:
     """`at` with placeholders for the observed arguments it lacks: they are drawn, only their shapes count."""
-    from .data import units
-
     structure = joint.structure
-    if isinstance(at, Units):
-        arrays, lengths = dict(at.arrays), dict(at.lengths)
-        given: dict[str, Any] = {
-            n: [x[: lengths[n][i]] for i, x in enumerate(v)] if n in lengths else v for n, v in arrays.items()
-        }
-    else:
-        given = dict(at)
+    axes = {a.name: a.axis for a in structure.arguments if a.axis and isinstance(at, Mapping) and a.name in at}
+    place = at if isinstance(at, Units) else units(at, axes=axes or None, name=structure.plate)
+    arrays, masks, lengths = dict(place.arrays), dict(place.masks), dict(place.lengths)
     for argument in structure.arguments:
-        if argument.name in given or argument.role != "observed":
+        name = argument.name
+        if name in arrays or argument.role != "observed":
             continue
-        beside = [
-            a.name
-            for a in structure.arguments
-            if a.plate == argument.plate and a.name in given and a.role == "covariate"
-        ]
-        fill = data.arrays[argument.name]
-        if argument.ragged and not beside:
+        fill = data.arrays[name]
+        if not argument.ragged:
+            arrays[name] = np.repeat(fill[:1], len(place), axis=0)
+            continue
+        beside = [a.name for a in structure.arguments if a.plate == argument.plate and a.ragged and a.name in arrays]
+        if not beside:
             raise DataError(
-                f"at needs '{argument.name}' or a covariate along '{argument.plate}' to know how many elements to predict"
+                f"at needs '{name}' or a covariate along '{argument.plate}' to know how many elements to predict"
             )
-        if argument.ragged:
-            sizes = [len(x) for x in given[beside[0]]]
-            given[argument.name] = [np.repeat(fill[0, :1], n, axis=0) for n in sizes]
-        else:
-            count = len(next(iter(given.values())))
-            given[argument.name] = np.repeat(fill[:1], count, axis=0)
-    return units(given, name=structure.plate, axes={a.name: a.axis for a in structure.arguments if a.axis} or None)
+        size = arrays[beside[0]].shape[1]
+        lengths[name] = lengths.get(beside[0], np.full(len(place), size))
+        arrays[name] = np.broadcast_to(fill[:1, :1], (len(place), size, *fill.shape[2:]))
+        inside = row_mask(lengths[name], size).reshape(len(place), size, *(1,) * (fill.ndim - 2))
+        masks[name] = np.broadcast_to(inside, arrays[name].shape)
+    return dataclasses.replace(place, arrays=arrays, masks=masks, lengths=lengths)

@@ -93,7 +93,9 @@ def best_normal(log_density, start, width):
         entropy = 0.5 * (LOG_2PI + 1) + log_sd
         return log_total - entropy - weights @ log_density(mean + math.exp(log_sd) * nodes)
 
-    found = optimize.minimize(lambda p: kl(*p), [start, math.log(width / 10)], method="Nelder-Mead", options={"fatol": 1e-12, "xatol": 1e-8})
+    found = optimize.minimize(
+        lambda p: kl(*p), [start, math.log(width / 10)], method="Nelder-Mead", options={"fatol": 1e-12, "xatol": 1e-8}
+    )
     return found.x[0], math.exp(found.x[1]), found.fun, kl
 
 

@@ -98,7 +98,9 @@ def test_exactly_the_dimensions_that_the_noise_leaves_are_active():
     moved = mean.var(axis=0)  # Burda, Grosse and Salakhutdinov (2016): active where the mean of q varies with the data
     kl = 0.5 * (np.diagonal(covariance, axis1=1, axis2=2) + mean**2 - 1)
     kl = (kl - 0.5 * np.log(np.diagonal(covariance, axis1=1, axis2=2))).mean(axis=0)
-    print("variance of the means", np.sort(moved)[::-1].round(4), "KL", np.sort(kl)[::-1].round(4), "expected", expected)
+    print(
+        "variance of the means", np.sort(moved)[::-1].round(4), "KL", np.sort(kl)[::-1].round(4), "expected", expected
+    )
     assert expected == 3
     assert np.sum(moved > 0.01) == expected
     assert np.sum(kl > 0.01) == expected

@@ -184,7 +184,7 @@ def demo(
     """Try it: real data, and the exact answer beside.
 
     Trains on radon in 75 counties of Minnesota, answers for 10 counties never seen, and compares with their exact
-    posterior; under a minute. With --all it trains on all 85 and compares with 20,000 draws by Stan.
+    posterior; a minute or two, most of it compiling. With --all it trains on all 85 and compares with Stan's answer.
 
     Exits with 3 where the answers are further from the exact ones than the stated limits.
     """

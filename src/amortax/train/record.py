@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -28,13 +29,21 @@ class Record:
         return self.num_steps * self.batch_size / max(self.seconds, 1e-9)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return dataclasses.asdict(self)
+        """Plain JSON, which has no NaN and no infinity: a bound that is not finite is stored as its name."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
     @staticmethod
     def from_json(spec: dict[str, Any]) -> Record:
         """The record that `to_json` wrote."""
         known = {f.name for f in dataclasses.fields(Record)}
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k in known}
+        for name in ("elbo_per_unit", "validation_elbo_per_unit"):
+            plain[name] = tuple(map(float, plain.get(name, ())))
         plain["versions"] = tuple(tuple(pair) for pair in spec.get("versions", ()))
         return Record(**plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

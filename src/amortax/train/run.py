@@ -167,6 +167,11 @@ def _judge(setting: Setting, params: PyTree, held_out: Batch) -> float:
 
 def _answer(setting: Setting, seen: _Progression, held_out: Batch | None) -> PyTree:
     """The average over the last phase, unless that phase was clearly worse than the best block, or its average is."""
+    if held_out is not None and seen.held_out and not np.any(np.isfinite(seen.held_out)):
+        raise FitError(
+            f"the bound of the held-out units was never finite in {seen.steps[-1]} steps, so it can't choose parameters; "
+            "look at those units for extreme values, or give others as run=Run(validation=...)"
+        )
     if seen.settled is None:
         return seen.best
     average = jax.tree.map(lambda x: x / seen.settled_steps, seen.settled)

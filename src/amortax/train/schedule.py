@@ -23,6 +23,7 @@ import optax
 
 from .._types import PyTree
 
+Optimizer = optax.GradientTransformation
 FACTORS = (1.0, 0.3, 0.1, 0.1)
 WINDOW = 5  # blocks that one side of the plateau test averages
 SETTLING = 1 / 2  # of `num_steps`, after which parameters are averaged

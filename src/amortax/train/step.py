@@ -55,7 +55,7 @@ def split_trainable(joint: Joint, guide: Guide) -> tuple[PyTree, PyTree]:
 
 
 def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple[State, Array, Array]:
-    """One update; a step whose loss or gradient is not finite changes nothing but the key. Returns (state, elbo, finite)."""
+    """(state, elbo, finite) of one update; if loss, gradient or update is not finite nothing changes but the key."""
     key, noise = jax.random.split(state.key)
 
     def loss_of(params: PyTree) -> tuple[Array, Array]:
@@ -64,8 +64,9 @@ def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tupl
         return loss.value, loss.elbo_per_unit
 
     (value, elbo), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    finite = jnp.isfinite(value) & jnp.isfinite(sum(jnp.sum(x**2) for x in jax.tree.leaves(gradient)))
     updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params, value=value)
+    squares = sum(jnp.sum(x**2) for x in jax.tree.leaves((gradient, updates)))
+    finite = jnp.isfinite(value) & jnp.isfinite(squares)
     params = optax.apply_updates(state.params, updates)
     params, optimizer = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, optimizer), (state.params, state.optimizer)
