@@ -7,8 +7,8 @@ in lower case as users write it (`dense(width=64)`), and builds a module named i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from ._errors import ArtifactError
 
@@ -16,6 +16,8 @@ from ._errors import ArtifactError
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Base of every recipe."""
+
+    build: ClassVar[Callable[..., Any]]
 
     def to_json(self) -> dict[str, Any]:
         """`{"recipe": name, option: value, ...}` with nested recipes written the same way."""

@@ -9,7 +9,7 @@ until `Terms.total`, the one place where a minibatch of B out of N units is scal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-PyTree = object
+PyTree = Any
 if TYPE_CHECKING:
     AnyArray = Array  # type checkers may take both for JAX's
 else:

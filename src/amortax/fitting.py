@@ -7,6 +7,7 @@ import importlib.metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._errors import FitError
@@ -105,7 +106,7 @@ def _merge(run: Run, num_steps: int | None, batch_size: int | None) -> Run:
 
 
 def _check_key(key: Any) -> None:
-    if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise FitError(f"key must be one typed JAX key, jax.random.key(0), got {type(key).__name__}")
 
 

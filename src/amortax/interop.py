@@ -60,9 +60,8 @@ def to_datatree(dataset: Any) -> Any:
     """
     import xarray
 
-    group = (
-        dataset.rename_dims(sample="draw").reset_coords("sample", drop=True) if "sample" in dataset.dims else dataset
-    )
+    group = dataset.drop_vars("sample", errors="ignore")
+    group = group.rename_dims(sample="draw") if "sample" in group.dims else group
     group = group.assign_coords(draw=np.arange(group.sizes["draw"])).expand_dims(chain=[0])
     return xarray.DataTree.from_dict({"posterior": group})
 

@@ -20,7 +20,8 @@ from .artifact import read_artifact, write_artifact
 from .checks.check import check
 from .checks.report import Report
 from .chunks import row_mask
-from .data import TableSchema, Units, units
+from .data import TableSchema, Units
+from .data.arrays import units
 from .guide import Guide
 from .intake import conform
 from .interop import to_dataset, values_of

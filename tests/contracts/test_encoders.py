@@ -142,6 +142,17 @@ def test_padding_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_padding_is_known_by_the_lengths_alone(name):
+    # A set of covariates has no mask: its lengths say where it ends.
+    inputs = Inputs((Feature("dose", (None, 2), "house", 0),))
+    encoder, rng = SETS[name].build(inputs, key=jax.random.key(0)), np.random.default_rng(6)
+    dose, lengths = rng.standard_normal((4, 5, 2)).astype(np.float32), np.array([0, 1, 3, 5], np.int32)
+    known = encode(encoder, Batch({"dose": dose}, {}, {"dose": lengths}))
+    other = np.where((np.arange(5) < lengths[:, None])[..., None], dose, 1e9).astype(np.float32)
+    np.testing.assert_array_equal(encode(encoder, Batch({"dose": other}, {}, {"dose": lengths})), known)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_an_empty_set_is_finite_with_its_gradient(name):
     encoder, batch = built(name), units_of(name)
     for length, mask in ((0, batch.masks["effect"]), (5, np.zeros((40, 5), bool))):  # no elements, none that tells

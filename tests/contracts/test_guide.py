@@ -239,8 +239,8 @@ def fixed_leaves(guide):
 
 def test_training_leaves_fixed_numbers_alone_and_moves_all_others():
     data, run = DATA[factors], am.Run(num_steps=3, progress=False)
-    before = am.fit(planned(factors), data, key=jax.random.key(0), run=run)
-    after = am.fit(before, data, key=jax.random.key(1), run=run)
+    before = am.fit(planned(factors), data, key=jax.random.key(0), objective=am.ELBO(), run=run)
+    after = am.fit(before, data, key=jax.random.key(1), objective=am.ELBO(), run=run)
     fixed = list(zip(fixed_leaves(before.guide), fixed_leaves(after.guide), strict=True))
     assert len(fixed) == 6  # center and scale of the data, of the globals, of the locals
     for old, new in fixed:

@@ -12,12 +12,15 @@ import numpyro.distributions as dist
 import pytest
 
 import amortax as am
+from amortax.intake import as_units, to_batch
+from amortax.train.initialise import initialise
+from amortax.train.record import Record
 
 LABELS = ["a", "b", "c", "d"]
 
 
 def nested(dose, effect=None):
-    """Two nested plates inside the unit, the inner one ragged, a global vector, and deterministic sites."""
+    """A ragged plate inside the unit, a vector of globals, and a deterministic site along both plates."""
     slope = numpyro.sample("slope", dist.Normal(0, 1).expand([2]).to_event(1))
     with numpyro.plate("unit", dose.shape[0], dim=-2):
         level = numpyro.sample("level", dist.Normal(slope[0], 1))
@@ -34,15 +37,24 @@ def ragged_data(lengths=(3, 1, 5, 2), seed=0, labels=LABELS):
     return am.units({"dose": dose, "effect": effect}, labels=labels, name="unit")
 
 
+def untrained(model, data, **recipes):
+    plan = am.amortize(model, data, plate="unit", **recipes)
+    joint, guide = initialise(plan, to_batch(as_units(data, model, "unit", _axes(plan))), jax.random.key(0))
+    return am.Posterior(plan, joint, guide, Record(4, 0, 4, 0.0, "num_steps", 0), None)
+
+
+def _axes(plan):
+    return {a.name: a.axis for a in plan.structure.arguments if a.axis} or None
+
+
 @functools.cache
-def trained():
+def answering():
     data = ragged_data()
-    plan = am.amortize(nested, data, plate="unit", encoder=am.deep_set(width=8, depth=1))
-    return am.fit(plan, data, key=jax.random.key(0), num_steps=5)
+    return untrained(nested, data, encoder=am.deep_set(width=8, depth=1), head=am.concatenate())
 
 
 def test_draws_have_the_names_and_labels_of_the_model():
-    draws = trained().sample(ragged_data(), num_samples=7, key=jax.random.key(1))
+    draws = answering().sample(ragged_data(), num_samples=7, key=jax.random.key(1))
     assert list(draws.data_vars) == ["slope", "level", "mean"]  # in the model's order
     assert draws["slope"].dims == ("sample", "slope_dim_0")
     assert draws["level"].dims == ("sample", "unit")
@@ -56,7 +68,7 @@ def test_draws_have_the_names_and_labels_of_the_model():
 @pytest.mark.parametrize("verb", ["sample", "predict"])
 def test_places_beyond_the_own_elements_of_a_unit_are_nan_and_no_others(verb):
     lengths = np.array([3, 1, 5, 2])
-    draws = getattr(trained(), verb)(ragged_data(), num_samples=6, key=jax.random.key(1))
+    draws = getattr(answering(), verb)(ragged_data(), num_samples=6, key=jax.random.key(1))
     values = draws["mean" if verb == "sample" else "effect"].values
     assert values.shape == (6, 4, 5)
     inside = np.arange(5) < lengths[:, None]
@@ -65,7 +77,7 @@ def test_places_beyond_the_own_elements_of_a_unit_are_nan_and_no_others(verb):
 
 def test_deterministic_sites_follow_the_draws_beside_them():
     data = ragged_data()
-    draws = trained().sample(data, num_samples=5, key=jax.random.key(2))
+    draws = answering().sample(data, num_samples=5, key=jax.random.key(2))
     expected = draws["level"].values[..., None] + draws["slope"].values[:, 1, None, None] * data.arrays["dose"]
     inside = ~np.isnan(draws["mean"].values)
     np.testing.assert_allclose(draws["mean"].values[inside], expected[inside], rtol=1e-5, atol=1e-5)
@@ -74,7 +86,7 @@ def test_deterministic_sites_follow_the_draws_beside_them():
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_arviz_reads_the_tree_and_summarises_every_unit():
     arviz = pytest.importorskip("arviz")
-    draws = trained().sample(ragged_data(), num_samples=50, key=jax.random.key(3))[["slope", "level"]]
+    draws = answering().sample(ragged_data(), num_samples=50, key=jax.random.key(3))[["slope", "level"]]
     tree = am.to_datatree(draws)
     group = tree["posterior"].to_dataset()
     assert group["level"].dims == ("chain", "draw", "unit")
@@ -92,7 +104,7 @@ def test_arviz_reads_the_tree_and_summarises_every_unit():
 
 def test_at_new_covariates_of_other_lengths():
     at = {"dose": [np.zeros(n, np.float32) for n in (1, 9, 2, 2)]}
-    drawn = trained().predict(ragged_data(), num_samples=6, key=jax.random.key(4), at=at)
+    drawn = answering().predict(ragged_data(), num_samples=6, key=jax.random.key(4), at=at)
     assert drawn["effect"].dims == ("sample", "unit", "visit")
     assert drawn["effect"].shape == (6, 4, 9)
     assert drawn["unit"].values.tolist() == LABELS  # they are the same units
@@ -103,7 +115,7 @@ def test_at_may_be_units_and_their_responses_do_not_count():
     at = ragged_data(lengths=(2, 2, 3, 4), seed=5)
     alone = am.units({"dose": [d[:n] for d, n in zip(at.arrays["dose"], (2, 2, 3, 4), strict=True)]}, labels=LABELS)
     key = jax.random.key(4)
-    first, second = (trained().predict(ragged_data(), num_samples=3, key=key, at=x) for x in (at, alone))
+    first, second = (answering().predict(ragged_data(), num_samples=3, key=key, at=x) for x in (at, alone))
     np.testing.assert_array_equal(first["effect"].values, second["effect"].values)
     assert second["unit"].values.tolist() == LABELS
 
@@ -111,12 +123,12 @@ def test_at_may_be_units_and_their_responses_do_not_count():
 def test_the_wrong_number_of_units_is_an_error():
     at = {"dose": [np.zeros(2, np.float32)] * 3}
     with pytest.raises(am.DataError, match=r"at has 3 units but data has 4; give the same units in the same order"):
-        trained().predict(ragged_data(), num_samples=2, key=jax.random.key(0), at=at)
+        answering().predict(ragged_data(), num_samples=2, key=jax.random.key(0), at=at)
 
 
 def test_missing_cells_are_imputed():
     data = ragged_data()
-    drawn = trained().predict(data, num_samples=200, key=jax.random.key(6))["effect"].values
+    drawn = answering().predict(data, num_samples=200, key=jax.random.key(6))["effect"].values
     assert not data.masks["effect"][2, 1]
     cell = drawn[:, 2, 1]
     assert np.all(np.isfinite(cell))
@@ -141,7 +153,7 @@ def exact():
     rng = np.random.default_rng(8)
     row = (1 + rng.random((3, 6))).astype(np.float32)
     data = {"row": row, "x": (row * rng.standard_normal(6) + NOISE * rng.standard_normal((3, 6))).astype(np.float32)}
-    posterior = am.fit(am.amortize(linear, data, plate="unit"), data, key=jax.random.key(0), num_steps=1)
+    posterior = untrained(linear, data)
     trained = posterior.guide.local.family
     family = eqx.combine(jax.tree.map(jnp.zeros_like, eqx.filter(trained, eqx.is_array)), trained)
     return eqx.tree_at(lambda p: p.guide.local.family, posterior, family), data
@@ -164,4 +176,4 @@ def test_predictions_have_the_exact_moments():
 def test_units_in_another_order_are_refused():
     data = ragged_data()
     with pytest.raises(am.DataError, match="another order"):
-        trained().predict(data, num_samples=2, key=jax.random.key(0), at=data.take([1, 0, 2, 3]))
+        answering().predict(data, num_samples=2, key=jax.random.key(0), at=data.take([1, 0, 2, 3]))

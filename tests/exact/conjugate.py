@@ -67,7 +67,7 @@ def normal_kl(mean, covariance, other_mean, other_covariance):
 
 
 def ppca(x, size):
-    """(weight up to rotation, mean, sigma, log-likelihood per unit) of PPCA's maximum likelihood (Tipping and Bishop 1999)."""
+    """(weight up to rotation, mean, sigma, log-likelihood per unit) at the maximum (Tipping and Bishop 1999)."""
     x = np.asarray(x, np.float64)
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
@@ -116,10 +116,9 @@ def normals_of(posterior, data, shared=None):
         def standardize(value):
             return guide.local.family.standardize(frame.take(value), told)
 
-        zero = jnp.zeros(joint.local_size)
-        return jax.jacobian(standardize)(frame.center), standardize(frame.center), frame.center, zero
+        return jax.jacobian(standardize)(frame.center), standardize(frame.center), frame.center
 
-    inverse, at_center, center, _ = jax.jit(jax.vmap(one))(guide.encode(batch), batch)
+    inverse, at_center, center = jax.jit(jax.vmap(one))(guide.encode(batch), batch)
     factor = np.linalg.inv(np.asarray(inverse, np.float64))
     mean = np.asarray(center, np.float64) - np.einsum("nij,nj->ni", factor, np.asarray(at_center, np.float64))
     return mean, factor @ np.swapaxes(factor, 1, 2)

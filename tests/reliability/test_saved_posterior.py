@@ -151,7 +151,7 @@ def test_a_fresh_process_answers_with_the_same_bits_and_imports_nothing_for_it(s
 @pytest.mark.parametrize(
     ("model", "match"),
     [
-        (other_support, "site 'z': stored .*real_vector.*, this model has .*"),
+        (other_support, "site 'z': stored .*'Real.*, this model has .*'Positive"),
         (other_site, "site 'w': stored none, this model has"),
         (no_network, r"parameters: stored \('network\$params',\), this model has \(\)"),
         (other_size, r"array .* has shape \(4, 2\), the model needs \(5, 2\)"),

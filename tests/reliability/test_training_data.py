@@ -1,12 +1,13 @@
 """What training reads, when it stops, and what it keeps: groups, blocks of rows, plateaus, held-out units."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from test_training import DATA, X, finite, fit, learned, numbers, plan, same, small_blocks, states  # noqa: F401
+from test_training import DATA, X, fit, learned, numbers, plan, same, small_blocks, states  # noqa: F401
 
 import amortax as am
 from amortax import fitting
@@ -21,14 +22,14 @@ from amortax.train.step import split_trainable
 # Rows
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_every_unit_is_visited_equally_often(resident):
+@pytest.mark.parametrize(("resident", "batch_size"), [(True, 3), (False, 3), (False, 7)])
+def test_every_unit_is_visited_equally_often(resident, batch_size):
     data = Batch({"row": np.arange(7)}, {}, {})
-    source = engine._sources(data, 7, 3, resident, np.random.default_rng(0))
+    source = engine._sources(data, 7, batch_size, resident, np.random.default_rng(0))
     blocks = [next(source) for _ in range(7)]  # 7 blocks of 10 steps of 3: 30 epochs of 7
     visits = np.concatenate([np.ravel(b if resident else b.arrays["row"]) for b in blocks])
-    epochs = visits.reshape(30, 7)
-    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(7), (30, 1)))
+    epochs = visits.reshape(-1, 7)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(7), (10 * batch_size, 1)))
     assert not np.array_equal(epochs[0], epochs[1])
 
 
@@ -38,9 +39,6 @@ def test_data_too_large_for_the_device_trains_the_same_way(monkeypatch):
     outside = fit(num_steps=30, batch_size=7)
     for left, right in zip(numbers(inside), numbers(outside), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
-    everything = fit(num_steps=20)  # a whole epoch a step
-    assert (everything.record.batch_size, everything.record.stopped) == (24, "num_steps")
-    assert finite(everything)
 
 
 def ragged(x):
@@ -84,13 +82,13 @@ def test_grouped_units_have_the_terms_that_they_have_together():
     joint, guide = initialise(ready, batch, jax.random.key(0))
     local, shared = jnp.linspace(-1, 1, 6)[:, None], jnp.asarray([0.3])
 
+    @eqx.filter_jit
     def terms(batch, local):
-        batch = jax.tree.map(jnp.asarray, batch)
         log_q = guide.locals_log_prob(local, guide.encode(batch), shared, batch, joint)
         log_p = joint.log_prob(local, shared, batch)
-        return np.asarray(log_p.unit - log_q), float(log_p.shared)
+        return log_p.unit - log_q, log_p.shared
 
-    together, prior = terms(batch, local)
+    together, prior = terms(jax.tree.map(jnp.asarray, batch), local)
     groups = by_length(batch)
     assert len(groups) > 1
     for group in groups:
@@ -98,8 +96,8 @@ def test_grouped_units_have_the_terms_that_they_have_together():
             next(i for i in range(6) if len(data["x"][i]) == n and data["x"][i][0] == x[0])
             for n, x in zip(group.lengths["x"], group.arrays["x"], strict=True)
         ]
-        unit, again = terms(group, local[jnp.asarray(rows)])
-        np.testing.assert_allclose(unit, together[rows], rtol=1e-5, atol=1e-5)
+        unit, again = terms(jax.tree.map(jnp.asarray, group), local[jnp.asarray(rows)])
+        np.testing.assert_allclose(unit, together[jnp.asarray(rows)], rtol=1e-5, atol=1e-5)
         assert again == prior
 
 
@@ -179,7 +177,7 @@ def test_every_plateau_slows_down_and_the_last_one_stops():
         errors.append(0.01)
         if schedule.finished(100 * (block + 1), means, errors):
             break
-    assert list(dict.fromkeys(factors)) == list(FACTORS)
+    assert list(dict.fromkeys(factors)) == list(dict.fromkeys(FACTORS))
     assert factors[:31] == [FACTORS[0]] * 31  # no plateau while it rises
     assert 30 + 2 * WINDOW * (len(FACTORS) - 1) < len(means) <= 31 + 2 * WINDOW * len(FACTORS)
     assert Schedule(None, 500).finished(500, [0.0], [0.1])

@@ -1,4 +1,4 @@
-"""Is every number drawn anew? Across steps, units, sites, particles and draws: the one fault that no other check sees."""
+"""Is every number drawn anew? Across steps, units, sites, particles and draws: a fault that no other check sees."""
 
 import math
 
@@ -33,7 +33,7 @@ def built():
 
 
 def uncorrelated(columns):
-    """Every pair of columns (draws, variables): |r| within 5 standard errors; hardly a value twice (float32 has 2^23)."""
+    """Every pair of columns (draws, variables): |r| within 5 standard errors; hardly a value twice."""
     count = len(columns)
     correlation = np.corrcoef(columns.T) - np.eye(columns.shape[1])
     assert np.max(np.abs(correlation)) <= 5 / math.sqrt(count)

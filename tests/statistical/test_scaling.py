@@ -18,6 +18,8 @@ from amortax.train.initialise import initialise
 from amortax.train.step import split_trainable
 
 UNITS, BATCH = 24, 4
+# Of the ε²/2 in log q, the only randomness left: 5 sd of the difference between means over all units and over a batch.
+NOISE = 5 * math.sqrt(0.5 * 2 * (1 / UNITS + 1 / BATCH) + 0.5 * 2 / UNITS**2)
 
 
 def model(x):
@@ -30,7 +32,7 @@ def model(x):
 
 @pytest.fixture(scope="module")
 def built():
-    """A guide whose draws are its means to one part in a million, so that all batches see the same draw of the global."""
+    """A guide whose draws are its means to one part in a million: all batches see the same globals."""
     data = {"x": np.random.default_rng(0).standard_normal((UNITS, 3)).astype(np.float32) * 3}
     plan = am.amortize(model, data, plate="unit", family=am.diagonal(), head=am.concatenate())
     batch = to_batch(as_units(data, plan.model, "unit"))
@@ -60,7 +62,7 @@ def test_the_mean_over_all_minibatches_is_the_whole(built):
         gradient(joint, guide, jax.tree.map(lambda x, i=i: x[i : i + BATCH], batch), UNITS)
         for i in range(0, UNITS, BATCH)
     ]
-    assert np.mean([v for v, _ in parts]) == pytest.approx(float(value), rel=1e-5)
+    assert abs(np.mean([v for v, _ in parts]) - float(value)) <= NOISE
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *[g for _, g in parts])
     worst = 0.0
     for (where, all_units), batches in zip(
@@ -79,7 +81,7 @@ def test_one_batch_alone_stands_for_all_units(built):
     tiled = jax.tree.map(lambda x: jnp.tile(x, (UNITS // BATCH,) + (1,) * (x.ndim - 1)), part)
     value, found = gradient(joint, guide, part, UNITS)
     expected_value, expected = gradient(joint, guide, tiled, UNITS)
-    assert float(value) == pytest.approx(float(expected_value), rel=1e-5)
+    assert abs(float(value) - float(expected_value)) <= NOISE
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(want))) + 1e-6)
 
@@ -121,5 +123,5 @@ def test_the_reported_bound_is_per_unit_of_all_units(built):
     expected = (
         (stats.norm.logpdf(level, 1.0, 0.5) + entropy[0] + scales[0]) / UNITS + unit.mean() + entropy[1] + scales[1]
     )
-    noise = 5 * math.sqrt(0.5 * (1 / UNITS**2 + 2 / UNITS))  # of ε²/2, the only randomness left, in one draw
-    assert abs(float(loss.elbo_per_unit) - expected) <= noise + 0.05  # the networks add a little to the log scales
+    print(f"bound per unit {float(loss.elbo_per_unit):.3f}, by hand {expected:.3f} ± {NOISE / 5:.2f}")
+    assert abs(float(loss.elbo_per_unit) - expected) <= NOISE

@@ -6,6 +6,7 @@ The numbers are computed here, in chunks (see `importance`); what they mean for 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -103,7 +104,7 @@ def _judge_globals(joint: Joint, guide: Guide, training: Units, key: Array) -> d
     prior = np.asarray(shared_prior(joint, shared, first), np.float64)
     weight = evidence + prior - np.asarray(log_q, np.float64)
     total = bound + prior - np.asarray(log_q, np.float64)
-    centred = np.asarray(weight - weight.max(), np.float32)
+    centred = jnp.asarray(weight - weight.max(), jnp.float32)
     return {
         "globals_pareto_k": float(pareto_k(centred)),
         "globals_ess": float(effective_sample_size(centred)),

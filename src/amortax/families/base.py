@@ -55,7 +55,7 @@ class Conditioner(eqx.Module):
 
     def __call__(self, context: Context) -> Float[Array, " count"]:
         """The parameters for one context."""
-        return self.offset if self.network is None else self.offset + self.network(context)
+        return self.offset if self.network is None or context is None else self.offset + self.network(context)
 
 
 def bounded_log_scale(free: Array) -> Array:
