@@ -187,7 +187,9 @@ class Ours:
     def __init__(self, model, data, plate, batch, **choices):
         units = am.units(data, name=plate)
         plan = am.amortize(model, units, plate=plate, **choices)
-        found = to_batch(conform(units, Joint(model, plan.structure, initialise(plan, to_batch(units), jax.random.key(0))[0].params)))
+        found = to_batch(
+            conform(units, Joint(model, plan.structure, initialise(plan, to_batch(units), jax.random.key(0))[0].params))
+        )
         joint, guide = initialise(plan, found, jax.random.key(0))
         params, rest = split_trainable(joint, guide)
         optimizer = adam()
@@ -223,7 +225,8 @@ def compare(name, ours, by_hand, batch, rounds):
             seconds[label].append(time.perf_counter() - start)
     rate = {label: BLOCK * batch / statistics.median(times) for label, times in seconds.items()}
     for label in sides:
-        print(f"{name:12} {label:8} {rate[label]:12,.0f} units/s   first block {compile_seconds[label]:5.1f} s   ELBO {bound[label]:.3f}")
+        first = f"first block {compile_seconds[label]:5.1f} s"
+        print(f"{name:12} {label:8} {rate[label]:12,.0f} units/s   {first}   ELBO {bound[label]:.3f}")
     ratios = [b / a for a, b in zip(seconds["amortax"], seconds["by hand"], strict=True)]
     print(f"{name:12} ratio    {statistics.median(ratios):12.2f} (median of {rounds} turns)\n")
 

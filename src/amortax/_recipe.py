@@ -34,7 +34,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(spec: Any, table: Mapping[str, type[Recipe]]) -> Any:
-    """The recipe that `to_json` wrote; `table` lists the recipes that may be named, unknown names or options are errors."""
+    """The recipe that `to_json` wrote; `table` lists those that may be named, unknown names and options are errors."""
     if isinstance(spec, list):
         return tuple(from_json(item, table) for item in spec)
     if not isinstance(spec, dict):

@@ -91,7 +91,7 @@ def _params(plan: Plan, data: Units) -> dict:
 
 
 def _particles(plan: Plan, data: Units) -> int:
-    """With globals, mirrored pairs of their draws: one pair cancels the noise of a minibatch, four serve few units better."""
+    """With globals, mirrored pairs of draws: one pair cancels the noise of a minibatch, four serve few units better."""
     if not plan.structure.size("global"):
         return 1
     return 8 if len(data) <= 512 else 2

@@ -27,7 +27,7 @@ class Block(eqx.Module):
 
 
 class Guide(eqx.Module):
-    """The amortized posterior approximation; `shared` is None without globals, `local` and the rest None without locals."""
+    """The approximation q; `shared` is None without globals, `local` and the rest are None without locals."""
 
     shared: Block | None
     local: Block | None

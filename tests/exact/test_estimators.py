@@ -14,6 +14,7 @@ from conjugate import LinearGaussian, normal_kl, normals_of
 
 import amortax as am
 from amortax.intake import as_units, to_batch
+from amortax.objectives.elbo import path_share
 from amortax.train.initialise import initialise
 from amortax.train.step import split_trainable
 
@@ -146,3 +147,29 @@ def test_both_estimators_have_the_same_mean_off_the_optimum(head):
     assert any("shared" in name for name in worst)
     assert any("encoder" in name for name in worst)
     assert max(worst.values()) <= 5
+
+
+@pytest.mark.parametrize("narrow", [1.0, 0.3, 0.03])
+def test_the_share_of_the_path_derivative_is_the_squared_ratio_of_the_spreads(at_the_posterior, narrow):
+    """1 at the posterior; where q is too narrow its score is the smaller noise. Never from a unit's own draw."""
+    _, (joint, guide, batch, _) = at_the_posterior
+    log_scale = math.log(narrow)
+    moved = guide.local.family.parameters.offset[3:]
+    scale = 10 * jnp.tanh(moved / 10 + math.atanh(0.5)) - 5 + log_scale
+    free = 10 * jnp.arctanh((scale + 5) / 10) - 10 * math.atanh(0.5)
+    offset = jnp.concatenate([guide.local.family.parameters.offset[:3], free])
+    guide = eqx.tree_at(lambda g: g.local.family.parameters.offset, guide, offset)
+    contexts, shared = guide.encode(batch), jnp.zeros(0)
+
+    def share(noise):
+        local = guide.sample_locals(jax.random.key(7), contexts, shared, batch, joint)[0]
+        mean = guide.sample_locals(jax.random.key(8), contexts, shared, batch, joint)[0]
+        local = jnp.where(noise[:, None], mean, local)
+        return path_share(local, shared, lambda u, v: guide.locals_log_prob(u, contexts, v, batch, joint), joint, batch)
+
+    even = jnp.arange(64) % 2 == 0
+    first, second = jax.jit(share)(jnp.zeros(64, bool)), jax.jit(share)(even)
+    print(f"q {narrow} times as wide: share {first.min():.4f} to {first.max():.4f}, ratio squared {narrow**2:.4f}")
+    np.testing.assert_allclose(first, narrow**2, rtol=0.02)
+    np.testing.assert_array_equal(first[::2], second[::2])  # other noise of the even units moves the odd ones' share
+    assert narrow == 1.0 or not np.array_equal(first[1::2], second[1::2])

@@ -26,14 +26,14 @@ class dense(Recipe):
         """The encoder for these inputs."""
         if inputs.plates:
             raise GuideError(
-                f"am.dense() reads arrays of fixed size, but {[f.name for f in inputs.along(inputs.plates[0])]} lie along "
-                f"plate '{inputs.plates[0]}'; use am.deep_set() or am.attention_set()"
+                f"am.dense() reads arrays of fixed size, but {[f.name for f in inputs.along(inputs.plates[0])]} lie "
+                f"along plate '{inputs.plates[0]}'; use am.deep_set() or am.attention_set()"
             )
         return Dense(inputs, self.width, self.depth, key=key)
 
 
 class Dense(AbstractEncoder):
-    """`context = [h_depth, x]`, h the hidden layers; x itself, standardised, is kept where it is no wider than `width`."""
+    """`context = [h_depth, x]`, h the hidden layers; x itself, standardised, only where no wider than `width`."""
 
     features: Features
     layers: tuple[eqx.nn.Linear, ...]

@@ -1,4 +1,4 @@
-"""What is a family? A distribution on R^d whose parameters come from a context vector, or are free where there is none."""
+"""What is a family? A distribution on R^d with parameters from a context vector, or free where there is none."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def log_weights(
             def still_log_q(u: Array, v: Array, context: Array = still_contexts[number], batch: Batch = batch) -> Array:
                 return still_guide.locals_log_prob(u, context, v, batch, still_joint)
 
-            share = path_share(*_stopped((local, shared)), still_log_q, still_joint, batch)
+            still_local, still_shared = _stopped((local, shared))
+            share = path_share(still_local, still_shared, still_log_q, still_joint, batch)
             log_q = share * still_log_q(local, shared) + (1.0 - share) * log_q
         log_p = joint.log_prob(local, shared, batch)
         parts.append(log_p.unit - log_q)

@@ -1,4 +1,4 @@
-"""How is padding kept from being work? Units that are all in every step are grouped by length, each group padded to its own.
+"""How is padding kept from being work? Units that are all in every step are grouped by length, padded by group.
 
 A county of 116 houses among counties of ten would otherwise make every county cost 116.
 """

@@ -45,7 +45,7 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
 
 
 def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Center and scale of globals and of locals in unconstrained space, over draws of the prior at the data's covariates."""
+    """Center and scale of globals and of locals, unconstrained, over draws of the prior at the data's covariates."""
     size = len(next(iter(data.arrays.values())))
     rows = np.arange(min(PRIOR_DRAWS, size))
     rows = np.resize(rows, PRIOR_DRAWS)

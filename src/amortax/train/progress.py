@@ -21,7 +21,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.shown:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
 
             columns = (
                 TextColumn("training"),

@@ -68,6 +68,26 @@ class _Progression:
     skipped: int = 0
     stopped: str = "converged"
 
+    def note(self, step: int, elbos: np.ndarray) -> None:
+        """Adds a block that ended at `step`, by the bounds of its finite steps."""
+        self.steps.append(step)
+        self.means.append(float(elbos.mean()) if len(elbos) else float("nan"))
+        self.errors.append(float(elbos.std() / np.sqrt(len(elbos))) if len(elbos) else float("inf"))
+
+    def record(self, num_units: int, batch_size: int, seconds: float) -> Record:
+        """What is stored of the run."""
+        return Record(
+            num_units=num_units,
+            num_steps=self.steps[-1] if self.steps else 0,
+            batch_size=batch_size,
+            seconds=seconds,
+            stopped=self.stopped,
+            skipped_steps=self.skipped,
+            step=tuple(self.steps),
+            elbo_per_unit=tuple(self.means),
+            validation_elbo_per_unit=tuple(self.held_out),
+        )
+
 
 def train(
     joint: Joint,
@@ -102,18 +122,7 @@ def train(
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
     joint, guide = eqx.combine(_answer(setting, seen, held_out), rest)
-    record = Record(
-        num_units=size,
-        num_steps=seen.steps[-1] if seen.steps else 0,
-        batch_size=batch_size,
-        seconds=time.perf_counter() - start,
-        stopped=seen.stopped,
-        skipped_steps=seen.skipped,
-        step=tuple(seen.steps),
-        elbo_per_unit=tuple(seen.means),
-        validation_elbo_per_unit=tuple(seen.held_out),
-    )
-    return joint, guide, record
+    return joint, guide, seen.record(size, batch_size, time.perf_counter() - start)
 
 
 def _loop(
@@ -138,10 +147,7 @@ def _loop(
         elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
         step += count
         _count_skipped(setting, state, rows, data, finite, seen, step - count, labels)
-        good = elbo[finite]
-        seen.steps.append(step)
-        seen.means.append(float(good.mean()) if len(good) else float("nan"))
-        seen.errors.append(float(good.std() / np.sqrt(max(len(good), 1))) if len(good) else float("inf"))
+        seen.note(step, elbo[finite])
         judged = seen.means[-1]
         if held_out is not None:
             judged = _judge(setting, state.params, held_out)
@@ -169,7 +175,7 @@ def _answer(setting: Setting, seen: _Progression, held_out: Batch | None) -> PyT
     """The average over the last phase, unless that phase was clearly worse than the best block, or its average is."""
     if held_out is not None and seen.held_out and not np.any(np.isfinite(seen.held_out)):
         raise FitError(
-            f"the bound of the held-out units was never finite in {seen.steps[-1]} steps, so it can't choose parameters; "
+            f"the bound of the held-out units was never finite in {seen.steps[-1]} steps and can't choose parameters; "
             "look at those units for extreme values, or give others as run=Run(validation=...)"
         )
     if seen.settled is None:
@@ -207,9 +213,9 @@ def _count_skipped(
     if seen.skipped <= MOST_SKIPPED:
         return
     raise FitError(
-        f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at step "
-        f"{start + int(bad[0]) + 1}{_name_units(setting, state, rows, data, int(bad[0]), labels)}; look at those units, "
-        "scale extreme covariates, or use narrower priors"
+        f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at "
+        f"step {start + int(bad[0]) + 1}{_name_units(setting, state, rows, data, int(bad[0]), labels)}; look at those "
+        "units, scale extreme covariates, or use narrower priors"
     )
 
 

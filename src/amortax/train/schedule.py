@@ -73,7 +73,7 @@ def _of_networks(params: PyTree) -> PyTree:
 
 
 def set_step_size(optimizer_state: Any, factor: float) -> Any:
-    """The state with another `step_size`, and the long memory once it is small; a user's optimizer has neither, or its own."""
+    """The state with another `step_size`, and the long memory once that is small, where the optimizer has them."""
     for name, value in (("step_size", factor), ("memory", QUICK if factor > SETTLED else LONG)):
         current = optax.tree_utils.tree_get(optimizer_state, name, None)
         if current is not None:
@@ -114,7 +114,7 @@ class Schedule:
 
 
 def rises(means: Sequence[float], errors: Sequence[float]) -> bool:
-    """Whether the last window of blocks lies above the one before by more than two standard errors of the difference."""
+    """Whether the last window of blocks lies above the one before by more than two standard errors."""
     late, early = np.asarray(means[-WINDOW:]), np.asarray(means[-2 * WINDOW : -WINDOW])
     noise = np.sqrt(np.sum(np.square(errors[-2 * WINDOW :]))) / WINDOW
     return bool(late.mean() - early.mean() > 2.0 * noise)

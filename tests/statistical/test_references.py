@@ -1,0 +1,140 @@
+"""Real data against reference posteriors that nobody here made: item response, pumps, rats, eight schools.
+
+`shared` holds the data; a clone without it skips. Printed by `pytest -m slow -s`: worst mean difference in reference
+sd and the range of sd ratios, site by site.
+"""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import amortax as am
+
+pytestmark = pytest.mark.slow
+
+
+def differences(draws, reference):
+    """(largest |mean difference| in reference sd, least and largest sd ratio) over `name -> (mean, sd)`."""
+    off, ratio = [], []
+    for name, (mean, sd) in reference.items():
+        site, _, index = name.partition("[")
+        values = draws[site].values
+        values = values[:, int(index[:-1]) - 1] if index else values
+        off.append(abs(values.mean() - mean) / sd)
+        ratio.append(values.std() / sd)
+    print(f"worst mean {max(off):.3f} sd, sd ratios {min(ratio):.3f} to {max(ratio):.3f}, over {len(off)} quantities")
+    return max(off), min(ratio), max(ratio)
+
+
+def read_reference(path):
+    with open(path) as file:
+        return {row["name"]: (float(row["mean"]), float(row["sd"])) for row in csv.DictReader(file)}
+
+
+def answer(model, units, plate, **options):
+    plan = am.amortize(model, units, plate=plate)
+    posterior = am.fit(plan, units, key=jax.random.key(0), **options)
+    draws = posterior.sample(units, num_samples=4000, key=jax.random.key(1))
+    return draws, posterior.check(units, key=jax.random.key(2))
+
+
+def pump_model(t, x=None):
+    alpha = numpyro.sample("alpha", dist.Exponential(1.0))
+    beta = numpyro.sample("beta", dist.Gamma(0.1, 1.0))
+    with numpyro.plate("pump", t.shape[0]):
+        theta = numpyro.sample("theta", dist.Gamma(alpha, beta))
+        numpyro.sample("x", dist.Poisson(theta * t), obs=x)
+
+
+def test_pump(shared):
+    data = json.loads((shared / "data/bugs/pump/data.json").read_text())
+    units = am.units({"t": np.array(data["t"]), "x": np.array(data["x"], int)}, name="pump")
+    draws, _ = answer(pump_model, units, "pump", num_steps=2000)
+    off, low, high = differences(draws, read_reference(shared / "data/bugs/pump/reference.csv"))
+    assert off < 0.15
+    assert low > 0.85
+    assert high < 1.25  # a normal in log theta for a gamma posterior of shape 2: 1.19 on theta[8], and k-hat says so
+
+
+def eight_schools(sigma, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("school", sigma.shape[0]):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))  # centred: the funnel that breaks mean-field and MCMC
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def test_eight_schools_centred(shared):
+    y, sigma = np.array([28.0, 8, -3, 7, -1, 1, 18, 12]), np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+    units = am.units({"y": y, "sigma": sigma}, name="school")
+    draws, report = answer(eight_schools, units, "school", num_steps=2000)
+    path = shared / "data/posteriordb/eight_schools-eight_schools_noncentered/reference_summary.csv"
+    reference = read_reference(path)
+    schools = {name: value for name, value in reference.items() if name.startswith("theta[") or name == "mu"}
+    off, low, high = differences(draws, schools)
+    assert off < 0.15
+    assert low > 0.85
+    assert high < 1.15
+    off, low, high = differences(draws, {"tau": reference["tau"]})
+    assert off < 0.3
+    assert high > 1.15, "tau fits a log-normal now: this test should ask for more"
+    assert "globals-pareto-k" in {reason.code for reason in report.reasons}, "a misfit of tau must be flagged"
+
+
+def rats_model(age, weight=None):
+    alpha_c = numpyro.sample("alpha_c", dist.Normal(0.0, 100.0))
+    beta_c = numpyro.sample("beta.c", dist.Normal(0.0, 100.0))
+    tau_alpha = numpyro.sample("tau_alpha", dist.Gamma(1e-3, 1e-3))
+    tau_beta = numpyro.sample("tau_beta", dist.Gamma(1e-3, 1e-3))
+    tau_c = numpyro.sample("tau_c", dist.Gamma(1e-3, 1e-3))
+    numpyro.deterministic("alpha0", alpha_c - beta_c * 22.0)
+    with numpyro.plate("rat", age.shape[0], dim=-2):
+        alpha = numpyro.sample("alpha", dist.Normal(alpha_c, tau_alpha**-0.5))
+        beta = numpyro.sample("beta", dist.Normal(beta_c, tau_beta**-0.5))
+        with numpyro.plate("week", age.shape[1], dim=-1):
+            numpyro.sample("weight", dist.Normal(alpha + beta * (age - 22.0), tau_c**-0.5), obs=weight)
+
+
+def test_rats(shared):
+    data = json.loads((shared / "data/bugs/rats/data.json").read_text())
+    units = am.units({"age": np.tile(data["x"], (30, 1)), "weight": np.array(data["Y"])}, name="rat")
+    draws, _ = answer(rats_model, units, "rat")
+    off, low, high = differences(draws, read_reference(shared / "data/bugs/rats/reference.csv"))
+    assert off < 0.2  # the reference is one JAGS run; upstream's own tolerance is 0.15 sd
+    assert low > 0.85
+    assert high < 1.15
+
+
+def item_response(question, correct=None, num_questions=100):
+    mean = numpyro.sample("mean_student_ability", dist.Normal(0.75, 1.0))
+    difficulty = numpyro.sample("question_difficulty", dist.Normal(0.0, 1.0).expand([num_questions]))
+    with numpyro.plate("student", question.shape[0], dim=-2):
+        ability = numpyro.sample("centered_student_ability", dist.Normal(0.0, 1.0))
+        with numpyro.plate("response", question.shape[1], dim=-1):
+            logits = ability + mean - difficulty[question]
+            numpyro.sample("correct", dist.Bernoulli(logits=logits), obs=correct)
+
+
+def test_item_response(shared):
+    folder = shared / "data/inference_gym/item_response_1pl"
+    data, reference = np.load(folder / "data.npz"), np.load(folder / "reference.npz")
+    table = {
+        "student": data["student_ids"],
+        "question": data["question_ids"].astype(np.int32),
+        "correct": data["correct"].astype(np.int32),
+    }
+    units = am.from_table(table, unit="student", columns=["question", "correct"])
+    units = units.take(np.argsort(units.labels))
+    draws, report = answer(item_response, units, "student", num_steps=4000)
+    for site in ("question_difficulty", "centered_student_ability"):
+        mean, sd = reference[f"mean__{site}"], reference[f"sd__{site}"]
+        off, low, high = differences(draws, {f"{site}[{i + 1}]": (mean[i], sd[i]) for i in range(len(mean))})
+        assert off < 0.25
+        assert low > 0.75
+        assert high < 1.25
+    assert np.mean(report.units["verdict"] == "PASS") > 0.9
