@@ -52,6 +52,7 @@ NUMBERS = {
         "Standard error of the log weight of one draw of the shared latents, summed over the units. Above 0.5 nats the "
         "Pareto k of the globals says nothing, and the globals are unchecked.",
     ),
+    "globals_draws": ("Globals: draws", "draws", "Draws of the shared latents behind their own Pareto k."),
     "k_limit": ("Limit of Pareto k", "", "min(1 - 1/log10(S), 0.7) for S draws (Vehtari et al., 2024)."),
     "num_samples": ("Draws per unit", "draws", "Draws of a unit's latents for each draw of the shared latents."),
     "num_globals_draws": (
