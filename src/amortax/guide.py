@@ -112,7 +112,8 @@ class Guide(eqx.Module):
         if self.shared is None:
             return jnp.zeros(0)
         free = prior_frame(self.shared.whitening).take(shared)
-        return jnp.concatenate([free, self.shared.family.standardize(free, None)])
+        family = jax.tree.map(jax.lax.stop_gradient, self.shared.family, is_leaf=eqx.is_array)
+        return jnp.concatenate([free, family.standardize(free, None)])
 
 
 def _num_units(batch: Batch) -> int:
