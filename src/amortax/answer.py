@@ -6,7 +6,7 @@ sites with axes (sample, unit, ...).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -88,29 +88,26 @@ def _collect(
     together = draws_per_call(at, joint.structure, num_samples)
     globals_found: Arrays = {}
     units_found: Arrays = {}
-    for chunk, where in zip(
-        chunks(data, joint.structure, num_samples), _aligned(at, joint, data, num_samples), strict=True
-    ):
+    for chunk, where in _aligned(at, joint, data, num_samples):
         for start in range(0, num_samples, together):
             draws = jnp.minimum(jnp.arange(start, start + together), num_samples - 1)
             values = _draw(joint, guide, unit_key, shared[draws], draws, chunk.batch, where, chunk.index, what)
             _store(units_found, values[0], chunk, start, (num_samples, len(data)))
-            if not globals_found or chunk.start == 0:
+            if chunk.start == 0:
                 _store_shared(globals_found, values[1], start, num_samples)
     return globals_found, units_found
 
 
-def _aligned(at: Units, joint: Joint, data: Units, num_samples: int) -> list[Batch]:
-    """`at` cut where `data` is cut."""
-    if at is data:
-        return [chunk.batch for chunk in chunks(data, joint.structure, num_samples)]
-    parts = []
+def _aligned(at: Units, joint: Joint, data: Units, num_samples: int) -> Iterator[tuple[Chunk, Batch]]:
+    """Chunks of `data`, one at a time, each with the same units of `at`."""
     for chunk in chunks(data, joint.structure, num_samples):
+        if at is data:
+            yield chunk, chunk.batch
+            continue
         inner = list(chunks(at.take(slice(chunk.start, chunk.stop)), joint.structure, 1))
         whole = jax.tree.map(lambda *x: jnp.concatenate(x), *[c.batch for c in inner])
         rows = jnp.minimum(jnp.arange(chunk.index.shape[0]), chunk.stop - chunk.start - 1)
-        parts.append(jax.tree.map(lambda x, r=rows: x[r], whole))
-    return parts
+        yield chunk, jax.tree.map(lambda x, r=rows: x[r], whole)
 
 
 @eqx.filter_jit

@@ -5,6 +5,7 @@ Everything here runs on the host, before compiled code, so that errors can name 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -107,13 +108,9 @@ def conform(data: Any, joint: Joint) -> Units:
     _check_lengths(structure, lengths, found.labels)
     dtypes = {a.name: a.dtype for a in structure.arguments}
     arrays = {name: np.asarray(array, dtypes[name]) for name, array in found.arrays.items()}
-    complete = _replace(found, arrays, masks, lengths)
+    complete = dataclasses.replace(found, arrays=arrays, masks=masks, lengths=lengths)
     check_values(joint, to_batch(complete), complete.labels.tolist())
     return complete
-
-
-def _replace(data: Units, arrays: dict, masks: dict, lengths: dict) -> Units:
-    return Units(arrays, masks, lengths, data.labels, data.name, data.axes, data.categories, data.schema)
 
 
 def _check_lengths(structure: Structure, lengths: Mapping[str, np.ndarray], labels: np.ndarray) -> None:
