@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
+Context = tuple[Array, ...]  # what q of one unit depends on, part by part; () where it has free parameters
 if TYPE_CHECKING:
     AnyArray = Array  # type checkers may take both for JAX's
 else:

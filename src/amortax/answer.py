@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._types import Batch, Terms
+from ._types import Batch, Context, Terms
 from .chunks import Chunk, chunks, draws_per_call
 from .data import Units
 from .guide import Guide
@@ -53,16 +53,18 @@ def log_prob(joint: Joint, guide: Guide, data: Units, values: dict[str, Any]) ->
 
 
 def encode(joint: Joint, guide: Guide, data: Units) -> np.ndarray:
-    """Context vectors (units, context)."""
+    """Contexts, all parts side by side (units, context)."""
     parts = [
-        np.asarray(_encode(guide, chunk.batch))[: chunk.stop - chunk.start]
+        np.concatenate([np.zeros((chunk.index.shape[0], 0)), *map(np.asarray, _encode(guide, chunk.batch))], axis=1)[
+            : chunk.stop - chunk.start
+        ]
         for chunk in chunks(data, joint.structure, 1)
     ]
     return np.concatenate(parts)
 
 
 @eqx.filter_jit
-def _encode(guide: Guide, batch: Batch) -> Array:
+def _encode(guide: Guide, batch: Batch) -> Context:
     return guide.encode(batch)
 
 
@@ -70,7 +72,7 @@ def _encode(guide: Guide, batch: Batch) -> Array:
 def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array], local: tuple[str, ...]) -> Terms:
     contexts = guide.encode(batch)
 
-    def one(context: Array, unit: Batch, values: dict[str, Array]) -> tuple[Array, Array]:
+    def one(context: Context, unit: Batch, values: dict[str, Array]) -> tuple[Array, Array]:
         free, shared, jacobian = joint.unconstrain(values, unit)
         log_q = Terms(guide.local_log_prob(free, context, shared, unit, joint), guide.shared_log_prob(shared))
         terms = log_q - jacobian
@@ -132,7 +134,9 @@ def _draw(
     """(per-unit values (sample, unit, ...), shared values (sample, ...))."""
     contexts = guide.encode(batch)
 
-    def one(shared: Array, draw: Array, index: Array, context: Array, unit: Batch, place: Batch) -> tuple[dict, dict]:
+    def one(
+        shared: Array, draw: Array, index: Array, context: Context, unit: Batch, place: Batch
+    ) -> tuple[dict, dict]:
         sample_key, next_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), draw))
         local, _ = guide.sample_local(sample_key, context, shared, unit, joint)
         values = what(joint, next_key, local, shared, place)

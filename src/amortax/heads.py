@@ -28,8 +28,9 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from ._network import Network
 from ._recipe import Recipe
-from ._types import Batch, Fixed
+from ._types import Batch, Context, Fixed
 from .joint.joint import Joint
 
 CURVATURE_FLOOR = 0.05  # in units of the prior's own precision: a flatter direction is taken to be that flat
@@ -67,12 +68,12 @@ def prior_frame(whitening: Fixed) -> Frame:
 class AbstractHead(eqx.Module):
     """(context, globals, unit) → frame of the local family, and what the family is told."""
 
-    told_size: eqx.AbstractVar[int]
+    told_sizes: eqx.AbstractVar[tuple[int, ...]]
 
     @abstractmethod
     def __call__(
-        self, context: Array, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
-    ) -> tuple[Frame, Array]:
+        self, context: Context, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[Frame, Context]:
         """`whitened` are the globals standardised; `frame` is the fixed one."""
 
 
@@ -80,21 +81,21 @@ class AbstractHead(eqx.Module):
 class concatenate(Recipe):
     """Recipe of `Concatenate`: the family sees context and globals side by side."""
 
-    def build(self, size: int, context_size: int, whitened_size: int, *, key: Array) -> Concatenate:
+    def build(self, size: int, context_sizes: tuple[int, ...], whitened_size: int, *, key: Array) -> Concatenate:
         """The head for locals of dimension `size`."""
-        return Concatenate(context_size + whitened_size)
+        return Concatenate((*context_sizes, whitened_size))
 
 
 class Concatenate(AbstractHead):
     """The fixed frame; the family is told (context, globals)."""
 
-    told_size: int = eqx.field(static=True)
+    told_sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(
-        self, context: Array, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
-    ) -> tuple[Frame, Array]:
+        self, context: Context, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[Frame, Context]:
         """The frame unchanged."""
-        return frame, jnp.concatenate([context, whitened])
+        return frame, (*context, whitened)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,30 +105,29 @@ class newton(Recipe):
     width: int = 64
     most: int = 32
 
-    def build(self, size: int, context_size: int, whitened_size: int, *, key: Array) -> Newton:
+    def build(self, size: int, context_sizes: tuple[int, ...], whitened_size: int, *, key: Array) -> Newton:
         """The head for locals of dimension `size`."""
-        point = eqx.nn.MLP(context_size, size, self.width, 1, jax.nn.silu, key=key)
-        point = eqx.tree_at(lambda n: n.layers[-1].weight, point, replace_fn=lambda w: 0.1 * w)
-        told = whitened_size if whitened_size <= 2 * self.most else 0
-        return Newton(context_size + told + 2 * size, point, told)
+        point = Network(context_sizes, size, self.width, 1, key=key, last_scale=0.1)
+        tells = whitened_size <= 2 * self.most
+        return Newton((*context_sizes, *((whitened_size,) if tells else ()), size, size), point, tells)
 
 
 class Newton(AbstractHead):
     """One Newton step from a learned point; the family is told (context, globals if few, step, log curvature)."""
 
-    told_size: int = eqx.field(static=True)
-    point: eqx.nn.MLP
-    told: int = eqx.field(static=True)
+    told_sizes: tuple[int, ...] = eqx.field(static=True)
+    point: Network
+    tells_globals: bool = eqx.field(static=True)
 
     def __call__(
-        self, context: Array, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
-    ) -> tuple[Frame, Array]:
+        self, context: Context, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[Frame, Context]:
         """The frame of one unit given one draw of the globals."""
 
         def density(free: Array) -> Array:
             return joint.unit_log_prob(frame.place(free), shared, unit).unit
 
-        start = self.point(context)
+        start = self.point(*context)
         gradient = jax.grad(density)(start)
         precision = _positive(-jax.hessian(density)(start))
         if start.shape[0] == 1:
@@ -142,8 +142,8 @@ class Newton(AbstractHead):
             factor = jnp.linalg.cholesky(covariance)
             placed = Frame(frame.place(start + step), frame.factor[:, None] * factor)
             log_scale = jnp.log(jnp.diagonal(factor))
-        told = [context, whitened] if self.told else [context]
-        return placed, jnp.concatenate([*told, step, log_scale])
+        globals_told = (whitened,) if self.tells_globals else ()
+        return placed, (*context, *globals_told, step, log_scale)
 
 
 def _bounded(step: Array) -> Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Batch
+from ._types import Batch, Context
 from .guide import Guide
 from .joint.joint import Joint
 from .psis import effective_sample_size, pareto_k
@@ -43,7 +43,7 @@ def shared_draws(key: Array, guide: Guide, count: int) -> tuple[Float[Array, "r 
 
 
 def log_weights(
-    key: Array, guide: Guide, joint: Joint, context: Array, shared: Array, unit: Batch, count: int
+    key: Array, guide: Guide, joint: Joint, context: Context, shared: Array, unit: Batch, count: int
 ) -> Float[Array, " k"]:
     """K log weights of one unit given globals."""
 
@@ -68,7 +68,7 @@ def unit_bounds(
     """(log p̂_K(d_i | v_r), mean log weight, variance of the first), each (units, R)."""
     contexts = guide.encode(batch)
 
-    def one(index: Array, context: Array, unit: Batch) -> tuple[Array, Array, Array]:
+    def one(index: Array, context: Context, unit: Batch) -> tuple[Array, Array, Array]:
         keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
 
         def given(key: Array, shared: Array) -> tuple[Array, Array, Array]:
@@ -89,7 +89,7 @@ def unit_numbers(
     """All numbers of the units of `batch`; unit i draws with `fold_in(key, index_i)`, whatever batch it is in."""
     contexts = guide.encode(batch)
 
-    def one(index: Array, context: Array, unit: Batch) -> tuple[Array, ...]:
+    def one(index: Array, context: Context, unit: Batch) -> tuple[Array, ...]:
         keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
 
         def given(key: Array, shared: Array) -> tuple[Array, ...]:

@@ -56,13 +56,13 @@ class Plan:
         local_size, shared_size = self.structure.size("local"), self.structure.size("global")
         shared = local = encoder = head = None
         if self.shared_family is not None:
-            shared = Block(self.shared_family.build(shared_size, 0, key=keys[0]), _neutral(shared_size))
+            shared = Block(self.shared_family.build(shared_size, (), key=keys[0]), _neutral(shared_size))
         if self.family is not None and self.encoder is not None:
             encoder = self.encoder.build(self.inputs, key=keys[1])
-            told = encoder.context_size
+            told = encoder.context_sizes
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
-                told = head.told_size
+                told = head.told_sizes
             local = Block(self.family.build(local_size, told, key=keys[3]), _neutral(local_size))
         return Guide(shared, local, encoder, head)
 

@@ -140,13 +140,13 @@ class Features(eqx.Module):
 
 
 class AbstractEncoder(eqx.Module):
-    """Data of one unit → context vector of `context_size` numbers."""
+    """Data of one unit → context: vectors of `context_sizes` numbers, kept apart for what reads them."""
 
     features: eqx.AbstractVar[Features]
-    context_size: eqx.AbstractVar[int]
+    context_sizes: eqx.AbstractVar[tuple[int, ...]]
 
     @abstractmethod
-    def __call__(self, unit: Batch) -> Float[Array, " context"]:
+    def __call__(self, unit: Batch) -> tuple[Array, ...]:
         """The context of one unit (arrays without the unit axis)."""
 
 

@@ -6,10 +6,10 @@ import dataclasses
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._errors import GuideError
+from .._network import Linear
 from .._recipe import Recipe
 from .._types import Batch
 from .base import AbstractEncoder, Features, Inputs
@@ -33,26 +33,24 @@ class dense(Recipe):
 
 
 class Dense(AbstractEncoder):
-    """`context = [h_depth, x]`, h the hidden layers; x itself, standardised, only where no wider than `width`."""
+    """`context = (h_depth, x)`, h the hidden layers; x itself, standardised, only where no wider than `width`."""
 
     features: Features
-    layers: tuple[eqx.nn.Linear, ...]
-    context_size: int = eqx.field(static=True)
+    layers: tuple[Linear, ...]
+    context_sizes: tuple[int, ...] = eqx.field(static=True)
     keeps_input: bool = eqx.field(static=True)
 
     def __init__(self, inputs: Inputs, width: int, depth: int, *, key: Array) -> None:
         keys = jax.random.split(key, depth + 1)
         self.features = Features(inputs, key=keys[0])
         size = inputs.width(None)
-        self.layers = tuple(eqx.nn.Linear(size if i == 0 else width, width, key=keys[i + 1]) for i in range(depth))
+        self.layers = tuple(Linear((size if i == 0 else width,), width, key=keys[i + 1]) for i in range(depth))
         self.keeps_input = size <= width or depth == 0
-        self.context_size = (width if depth else 0) + (size if self.keeps_input else 0)
+        self.context_sizes = ((width,) if depth else ()) + ((size,) if self.keeps_input else ())
 
-    def __call__(self, unit: Batch) -> Float[Array, " context"]:
+    def __call__(self, unit: Batch) -> tuple[Array, ...]:
         """The context of one unit."""
         plain = hidden = self.features.plain(unit)
         for layer in self.layers:
             hidden = jax.nn.silu(layer(hidden))
-        if not self.layers:
-            return plain
-        return jnp.concatenate([hidden, plain]) if self.keeps_input else hidden
+        return ((hidden,) if self.layers else ()) + ((plain,) if self.keeps_input else ())

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import GuideError
+from .._network import Network
 from .._recipe import Recipe
 from .._types import Batch
 from .base import AbstractEncoder, Features, Inputs
@@ -34,11 +35,11 @@ class AbstractPool(eqx.Module):
 class Moments(AbstractPool):
     """Mean and standard deviation over the set of φ(element), and the mean of the elements themselves."""
 
-    network: eqx.nn.MLP
+    network: Network
     size: int = eqx.field(static=True)
 
     def __init__(self, element_width: int, width: int, depth: int, *, key: Array) -> None:
-        self.network = eqx.nn.MLP(element_width, width, width, depth, jax.nn.silu, key=key)
+        self.network = Network((element_width,), width, width, depth, key=key)
         self.size = 2 * width + element_width
 
     def __call__(self, rows: Float[Array, "n width"], weight: Float[Array, " n"]) -> Float[Array, " size"]:
@@ -53,14 +54,14 @@ class Moments(AbstractPool):
 class Attention(AbstractPool):
     """Learned queries attend over the elements (pooling by multi-head attention), beside one learned null element."""
 
-    network: eqx.nn.MLP
+    network: Network
     queries: Array
     null: Array
     size: int = eqx.field(static=True)
 
     def __init__(self, element_width: int, width: int, depth: int, heads: int, *, key: Array) -> None:
         network, queries, null = jax.random.split(key, 3)
-        self.network = eqx.nn.MLP(element_width, 2 * width, width, depth, jax.nn.silu, key=network)
+        self.network = Network((element_width,), 2 * width, width, depth, key=network)
         self.queries = jax.random.normal(queries, (heads, width))
         self.null = 0.1 * jax.random.normal(null, (2 * width,))
         self.size = heads * width + element_width
@@ -116,21 +117,22 @@ class SetEncoder(AbstractEncoder):
 
     features: Features
     pools: tuple[AbstractPool, ...]
-    network: eqx.nn.MLP
-    context_size: int = eqx.field(static=True)
+    network: Network
+    context_sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, inputs: Inputs, pools: tuple[AbstractPool, ...], width: int, depth: int, *, key: Array) -> None:
         features, network = jax.random.split(key)
         self.features = Features(inputs, key=features)
         self.pools = pools
-        size = sum(pool.size + 2 for pool in pools) + inputs.width(None)
-        self.network = eqx.nn.MLP(size, width, width, depth, jax.nn.silu, jax.nn.silu, key=network)
-        means = sum(inputs.width(plate) + 2 for plate in inputs.plates)
-        self.context_size = width + means + inputs.width(None)
+        plain = (inputs.width(None),) if inputs.width(None) else ()
+        sizes = (*(size for pool in pools for size in (pool.size, 2)), *plain)
+        self.network = Network(sizes, width, width, depth, key=network, activate_last=True)
+        means = (size for plate in inputs.plates for size in (inputs.width(plate), 2))
+        self.context_sizes = (width, *means, *plain)
 
-    def __call__(self, unit: Batch) -> Float[Array, " context"]:
-        """`[network output, mean row and count of every set, plain numbers]`."""
-        plain = self.features.plain(unit)
+    def __call__(self, unit: Batch) -> tuple[Array, ...]:
+        """`(network output, mean row and count of every set, plain numbers)`."""
+        plain = (self.features.plain(unit),) if self.features.inputs.width(None) else ()
         pooled, direct = [], []
         for plate, pool in zip(self.features.inputs.plates, self.pools, strict=True):
             rows, weight = self.features.elements(unit, plate)
@@ -139,8 +141,7 @@ class SetEncoder(AbstractEncoder):
             value = pool(rows, weight)
             pooled += [value, counts]
             direct += [value[-rows.shape[1] :], counts]
-        hidden = self.network(jnp.concatenate([*pooled, plain]))
-        return jnp.concatenate([hidden, *direct, plain])
+        return (self.network(*pooled, *plain), *direct, *plain)
 
 
 def _plates(inputs: Inputs, recipe: str) -> tuple[str, ...]:

@@ -1,4 +1,9 @@
-"""What is a family? A distribution on R^d with parameters from a context vector, or free where there is none."""
+"""What is a family? A distribution on R^d with parameters from a context, or free where there is none.
+
+A draw is a map of standard normal noise, `value = T(noise; context)`: whoever draws decides where the noise comes from
+(a key, its mirror image, quasi-random points). A mixture has several such maps, its components, with shares that sum
+to one; expectations over it are sums over the components, which keeps the shares' gradient exact.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,39 @@ from abc import abstractmethod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-Context = Float[Array, " context"] | None
+from .._network import Network
+from .._types import Context
+
+Component = int | Int[Array, ""]
 
 
 class AbstractFamily(eqx.Module):
     """A distribution of one unit's d numbers given its context; vmapped by the guide."""
 
     size: eqx.AbstractVar[int]
-    cheap_log_prob: eqx.AbstractClassVar[bool]
+    cheap_log_prob: eqx.AbstractClassVar[bool]  # whether log_prob costs about as much as a draw
+
+    @property
+    @abstractmethod
+    def noise_size(self) -> int:
+        """Standard normals that one draw takes."""
+
+    @property
+    @abstractmethod
+    def num_components(self) -> int:
+        """1 but for mixtures."""
 
     @abstractmethod
-    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """One reparametrised draw and its log density in nats."""
+    def sample_and_log_prob(
+        self, noise: Float[Array, " noise"], component: Component, context: Context
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """The draw of `component` at standard normal `noise`, and its log density under the whole family, in nats."""
+
+    @abstractmethod
+    def log_shares(self, context: Context) -> Float[Array, " components"]:
+        """Log probabilities of the components."""
 
     @abstractmethod
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
@@ -30,9 +54,18 @@ class AbstractFamily(eqx.Module):
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """A smooth map of `value` under which the family is about standard normal."""
 
-    @abstractmethod
-    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """The draw of the opposite noise: as probable as `value`, on the other side of the middle."""
+
+class AbstractSingle(AbstractFamily):
+    """A family of one component."""
+
+    @property
+    def num_components(self) -> int:
+        """One."""
+        return 1
+
+    def log_shares(self, context: Context) -> Float[Array, " components"]:
+        """All of it."""
+        return jnp.zeros(1)
 
 
 class Conditioner(eqx.Module):
@@ -44,18 +77,19 @@ class Conditioner(eqx.Module):
     """
 
     offset: Float[Array, " count"]
-    network: eqx.nn.MLP | None
+    network: Network | None
 
-    def __init__(self, count: int, size: int, context_size: int, width: int, depth: int, *, key: Array) -> None:
-        self.offset = jnp.zeros(count).at[size : 2 * size].set(0.0 if context_size else -1.2)
+    def __init__(
+        self, count: int, size: int, context_sizes: tuple[int, ...], width: int, depth: int, *, key: Array
+    ) -> None:
+        self.offset = jnp.zeros(count).at[size : 2 * size].set(0.0 if context_sizes else -1.2)
         self.network = None
-        if context_size:
-            network = eqx.nn.MLP(context_size, count, width, depth, jax.nn.silu, use_final_bias=False, key=key)
-            self.network = eqx.tree_at(lambda n: n.layers[-1].weight, network, replace_fn=lambda w: 0.1 * w)
+        if context_sizes:
+            self.network = Network(context_sizes, count, width, depth, key=key, last_bias=False, last_scale=0.1)
 
     def __call__(self, context: Context) -> Float[Array, " count"]:
         """The parameters for one context."""
-        return self.offset if self.network is None or context is None else self.offset + self.network(context)
+        return self.offset if self.network is None else self.offset + self.network(*context)
 
 
 def bounded_log_scale(free: Array) -> Array:
@@ -78,6 +112,6 @@ def standard_log_prob(noise: Float[Array, " d"]) -> Float[Array, ""]:
     return -0.5 * jnp.sum(noise**2) - 0.5 * noise.shape[0] * jnp.log(2.0 * jnp.pi)
 
 
-def standard_normal(key: Array, size: int) -> Float[Array, " d"]:
-    """Noise of one unit."""
-    return jax.random.normal(key, (size,))
+def draw_noise(key: Array, family: AbstractFamily, count: tuple[int, ...] = ()) -> Float[Array, "*count noise"]:
+    """Standard normal noise of `count` draws."""
+    return jax.random.normal(key, (*count, family.noise_size))

@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 
 from .._errors import GuideError
 from .._recipe import Recipe
+from .._types import Context
 from .base import (
-    AbstractFamily,
+    AbstractSingle,
+    Component,
     Conditioner,
-    Context,
     bounded_log_scale,
     standard_log_prob,
-    standard_normal,
     triangular,
 )
 
@@ -36,9 +36,9 @@ class diagonal(Recipe):
     width: int = 64
     depth: int | None = None
 
-    def build(self, size: int, context_size: int, *, key: Array) -> DiagonalNormal:
+    def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> DiagonalNormal:
         """The family on R^size."""
-        return DiagonalNormal(size, Conditioner(2 * size, size, context_size, self.width, self.depth or 0, key=key))
+        return DiagonalNormal(size, Conditioner(2 * size, size, context_sizes, self.width, self.depth or 0, key=key))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class full(Recipe):
     width: int = 64
     depth: int | None = None
 
-    def build(self, size: int, context_size: int, *, key: Array) -> FullNormal:
+    def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> FullNormal:
         """The family on R^size."""
         count = 2 * size + size * (size - 1) // 2
-        return FullNormal(size, Conditioner(count, size, context_size, self.width, self.depth or 0, key=key))
+        return FullNormal(size, Conditioner(count, size, context_sizes, self.width, self.depth or 0, key=key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,34 +62,40 @@ class low_rank(Recipe):
     width: int = 64
     depth: int | None = None
 
-    def build(self, size: int, context_size: int, *, key: Array) -> LowRankNormal:
+    def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> LowRankNormal:
         """The family on R^size."""
         if not 1 <= self.rank <= size:
             raise GuideError(f"am.low_rank(rank={self.rank}) on {size} dimensions: rank must be 1 to {size}")
         conditioner, start = jax.random.split(key)
         count = 2 * size + size * self.rank
-        parameters = Conditioner(count, size, context_size, self.width, self.depth or 0, key=conditioner)
+        parameters = Conditioner(count, size, context_sizes, self.width, self.depth or 0, key=conditioner)
         # Columns at zero would be a saddle point: their gradient vanishes together with them.
         columns = 0.05 * jax.random.normal(start, (size * self.rank,))
         parameters = eqx.tree_at(lambda c: c.offset, parameters, parameters.offset.at[2 * size :].set(columns))
         return LowRankNormal(size, self.rank, parameters)
 
 
-class DiagonalNormal(AbstractFamily):
+class DiagonalNormal(AbstractSingle):
     """Independent normals."""
 
     size: int = eqx.field(static=True)
     parameters: Conditioner
     cheap_log_prob: ClassVar[bool] = True
 
-    def _split(self, context: Context) -> tuple[Array, Array]:
-        mean, free = jnp.split(self.parameters(context), 2)
-        return mean, bounded_log_scale(free)
+    @property
+    def noise_size(self) -> int:
+        """One normal for every number."""
+        return self.size
 
-    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    def _split(self, context: Context) -> tuple[Array, Array]:
+        free = self.parameters(context)
+        return free[: self.size], bounded_log_scale(free[self.size :])
+
+    def sample_and_log_prob(
+        self, noise: Float[Array, " noise"], component: Component, context: Context
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
         mean, log_scale = self._split(context)
-        noise = standard_normal(key, self.size)
         return mean + jnp.exp(log_scale) * noise, standard_log_prob(noise) - jnp.sum(log_scale)
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
@@ -102,17 +108,18 @@ class DiagonalNormal(AbstractFamily):
         mean, log_scale = self._split(context)
         return (value - mean) * jnp.exp(-log_scale)
 
-    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`2 m - value`."""
-        return 2.0 * self._split(context)[0] - value
 
-
-class FullNormal(AbstractFamily):
+class FullNormal(AbstractSingle):
     """A normal with any covariance, by its Cholesky factor."""
 
     size: int = eqx.field(static=True)
     parameters: Conditioner
     cheap_log_prob: ClassVar[bool] = True
+
+    @property
+    def noise_size(self) -> int:
+        """One normal for every number."""
+        return self.size
 
     def _split(self, context: Context) -> tuple[Array, Array, Array]:
         free = self.parameters(context)
@@ -122,10 +129,11 @@ class FullNormal(AbstractFamily):
         unit = jnp.eye(self.size) + triangular(free[2 * self.size :], self.size) / jnp.sqrt(self.size)
         return free[: self.size], jnp.exp(log_diagonal)[:, None] * unit, log_diagonal
 
-    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    def sample_and_log_prob(
+        self, noise: Float[Array, " noise"], component: Component, context: Context
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
         mean, factor, log_diagonal = self._split(context)
-        noise = standard_normal(key, self.size)
         return mean + factor @ noise, standard_log_prob(noise) - jnp.sum(log_diagonal)
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
@@ -138,10 +146,6 @@ class FullNormal(AbstractFamily):
         mean, factor, _ = self._split(context)
         return _solve(factor, value - mean)
 
-    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`2 m - value`."""
-        return 2.0 * self._split(context)[0] - value
-
 
 def _solve(factor: Float[Array, "d d"], value: Float[Array, " d"]) -> Float[Array, " d"]:
     if value.shape[0] == 1:
@@ -149,7 +153,7 @@ def _solve(factor: Float[Array, "d d"], value: Float[Array, " d"]) -> Float[Arra
     return solve_triangular(factor, value, lower=True)
 
 
-class LowRankNormal(AbstractFamily):
+class LowRankNormal(AbstractSingle):
     """A normal with covariance diag(s²) + F Fᵀ; densities by the matrix inversion and determinant lemmas."""
 
     size: int = eqx.field(static=True)
@@ -157,16 +161,22 @@ class LowRankNormal(AbstractFamily):
     parameters: Conditioner
     cheap_log_prob: ClassVar[bool] = True
 
+    @property
+    def noise_size(self) -> int:
+        """One normal for every number and one for every column."""
+        return self.size + self.rank
+
     def _split(self, context: Context) -> tuple[Array, Array, Array]:
         free = self.parameters(context)
         log_scale = bounded_log_scale(free[self.size : 2 * self.size])
         columns = free[2 * self.size :].reshape(self.size, self.rank)
         return free[: self.size], log_scale, jnp.exp(log_scale)[:, None] * columns
 
-    def sample_and_log_prob(self, key: Array, context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    def sample_and_log_prob(
+        self, noise: Float[Array, " noise"], component: Component, context: Context
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
         mean, log_scale, columns = self._split(context)
-        noise = standard_normal(key, self.size + self.rank)
         value = mean + jnp.exp(log_scale) * noise[: self.size] + columns @ noise[self.size :]
         return value, self._density(value, mean, log_scale, columns)
 
@@ -187,7 +197,3 @@ class LowRankNormal(AbstractFamily):
         """`(value - m) / sd`, by the marginal standard deviations."""
         mean, log_scale, columns = self._split(context)
         return (value - mean) / jnp.sqrt(jnp.exp(2 * log_scale) + jnp.sum(columns**2, axis=1))
-
-    def mirror(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`2 m - value`."""
-        return 2.0 * self._split(context)[0] - value

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import equinox as eqx
-from jaxtyping import Array, Float
+import jax
+from jaxtyping import Array, Float, Int
 
 from .._types import Batch
 from ..guide import Guide
@@ -19,14 +20,29 @@ class Loss(eqx.Module):
     elbo_per_unit: Float[Array, ""]
 
 
-class AbstractObjective(eqx.Module):
-    """A loss of one minibatch of B units; `num_units` is N, the units that it stands for.
+class Minibatch(eqx.Module):
+    """B of N units. They come in groups, each padded to its own length, which changes nothing but the work."""
 
-    The units come in groups, each padded to its own length, which changes nothing but the work.
-    """
+    groups: tuple[Batch, ...]
+    num_units: Float[Array, ""]  # N, the units that the minibatch stands for
+    step: Int[Array, ""]  # of training, for schedules
+
+    @property
+    def scale(self) -> Float[Array, ""]:
+        """N / B."""
+        return self.num_units / sum(batch_size(batch) for batch in self.groups)
+
+
+def batch_size(batch: Batch) -> int:
+    """Units in a batch."""
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+class AbstractObjective(eqx.Module):
+    """A loss of one minibatch."""
 
     num_particles: eqx.AbstractVar[int]
 
     @abstractmethod
-    def __call__(self, key: Array, guide: Guide, joint: Joint, groups: tuple[Batch, ...], num_units: Array) -> Loss:
+    def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """The loss on the units of all groups."""

@@ -17,9 +17,11 @@ from jaxtyping import Array, Float, Int
 from .._types import Batch, PyTree, trainable
 from ..guide import Guide
 from ..joint.joint import Joint
-from ..objectives.base import AbstractObjective
-from ..objectives.elbo import log_weights, shared_draw
+from ..objectives.base import AbstractObjective, Minibatch, batch_size
+from ..objectives.estimators import local_draws
 
+
+EVERY = 10
 
 class State(eqx.Module):
     """All that a step changes; donated from block to block."""
@@ -60,13 +62,12 @@ def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tupl
 
     def loss_of(params: PyTree) -> tuple[Array, Array]:
         joint, guide = eqx.combine(params, setting.rest)
-        loss = setting.objective(noise, guide, joint, groups, setting.num_units)
+        loss = setting.objective(noise, guide, joint, Minibatch(groups, setting.num_units, state.step))
         return loss.value, loss.elbo_per_unit
 
     (value, elbo), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params, value=value)
-    squares = sum(jnp.sum(x**2) for x in jax.tree.leaves((gradient, updates)))
-    finite = jnp.isfinite(value) & jnp.isfinite(squares)
+    finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
     params = optax.apply_updates(state.params, updates)
     params, optimizer = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, optimizer), (state.params, state.optimizer)
@@ -85,7 +86,9 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
         state, elbo, finite = take_step(setting, state, groups)
-        total = jax.tree.map(jnp.add, result.sum_of_params, state.params)
+        total = jax.lax.cond(
+            i % EVERY == EVERY - 1, lambda: jax.tree.map(jnp.add, result.sum_of_params, state.params), lambda: result.sum_of_params
+        )
         return state, BlockResult(result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite), total)
 
     empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), jax.tree.map(jnp.zeros_like, state.params))
@@ -102,13 +105,13 @@ def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, .
 def held_out_elbo(objective: AbstractObjective, params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
     """The bound per unit on units that were not trained on, at fixed noise."""
     joint, guide = eqx.combine(params, rest)
-    num_units = jnp.asarray(float(next(iter(batch.arrays.values())).shape[0]))
-    return objective(key, guide, joint, (batch,), num_units).elbo_per_unit
+    minibatch = Minibatch((batch,), jnp.asarray(float(batch_size(batch))), jnp.zeros((), jnp.int32))
+    return objective(key, guide, joint, minibatch).elbo_per_unit
 
 
 @eqx.filter_jit
 def unit_elbos(params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
     """One draw of the bound of every unit: names the units that are not finite."""
     joint, guide = eqx.combine(params, rest)
-    draw = shared_draw(jax.random.fold_in(key, 0), guide)
-    return log_weights(key, guide, joint, (batch,), (guide.encode(batch),), draw).unit
+    shared, _ = guide.sample_shared(jax.random.fold_in(key, 0))
+    return local_draws(jax.random.fold_in(key, 1), guide, joint, batch, guide.encode(batch), shared).elbo
