@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 class Linear(eqx.Module):
     """`sum_j x_j @ W_j + b`; drawn uniformly within 1/sqrt(number of inputs), as is usual."""
 
-    weights: tuple[Float[Array, "in out"], ...]
+    weights: tuple[Float[Array, "_ out"], ...]
     bias: Float[Array, " out"] | None
 
     def __init__(self, sizes: Sequence[int], out: int, *, key: Array, use_bias: bool = True) -> None:
@@ -32,7 +32,7 @@ class Linear(eqx.Module):
         )
         self.bias = jax.random.uniform(last, (out,), minval=-bound, maxval=bound) if use_bias else None
 
-    def __call__(self, *inputs: Float[Array, " in"]) -> Float[Array, " out"]:
+    def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
         """The layer at one input of every size."""
         products = [x @ weight for x, weight in zip(inputs, self.weights, strict=True)]
         total = sum(products[1:], products[0])
@@ -65,7 +65,7 @@ class Network(eqx.Module):
         self.layers = (*hidden, last)
         self.activate_last = activate_last
 
-    def __call__(self, *inputs: Float[Array, " in"]) -> Float[Array, " out"]:
+    def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
         """The output for one input of every size."""
         value = self.layers[0](*inputs)
         for layer in self.layers[1:]:

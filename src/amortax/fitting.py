@@ -20,7 +20,7 @@ from .objectives.elbo import ELBO
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
-from .train.run import Run, train
+from .train.run import Run, TrainingData, train
 from .train.schedule import Optimizer
 
 HOLD_OUT_FROM = 1000  # units; fewer are too few to give some away
@@ -57,28 +57,25 @@ def fit(
     """
     run = _merge(run or Run(), num_steps, batch_size)
     _check_key(key)
-    init_key, train_key, split_key = jax.random.split(key, 3)
+    init_key, train_key = jax.random.split(key)
     if isinstance(guide, Posterior):
-        plan, joint, built = guide.plan, guide.joint, guide.guide
-        found = conform(data, joint)
+        plan, found = guide.plan, conform(data, guide.joint)
+        training, held_out = _hold_out(plan, found, run, guide.joint)
+        pair = (guide.joint, guide.guide)
     else:
         plan = guide
         found = as_units(data, plan.model, plan.structure.plate)
-        found = conform(found, Joint(plan.model, plan.structure, _params(plan, found)))
-        joint, built = initialise(plan, to_batch(found), init_key)
-    training, held_out = _hold_out(plan, found, run, split_key, joint)
-    objective = objective or ELBO(num_particles=_particles(plan, training))
-    batch = drop_full_masks(to_batch(training), plan.structure)
+        model = Joint(plan.model, plan.structure, _params(plan, found))
+        found = conform(found, model)
+        training, held_out = _hold_out(plan, found, run, model)
+        pair = initialise(plan, to_batch(training), init_key)
     joint, built, record = train(
-        joint,
-        built,
-        batch,
+        pair,
+        TrainingData(drop_full_masks(to_batch(training), plan.structure), training.labels.tolist(), held_out),
         key=train_key,
-        objective=objective,
+        objective=objective or ELBO(num_particles=_particles(plan, training)),
         optimizer=optimizer,
         run=run,
-        held_out=held_out,
-        labels=training.labels.tolist(),
     )
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     return Posterior(plan, joint, built, record, found.schema)
@@ -110,14 +107,14 @@ def _check_key(key: Any) -> None:
         raise FitError(f"key must be one typed JAX key, jax.random.key(0), got {type(key).__name__}")
 
 
-def _hold_out(plan: Plan, data: Units, run: Run, key: Array, joint: Joint) -> tuple[Units, Batch | None]:
-    """(training units, held-out batch or None)."""
+def _hold_out(plan: Plan, data: Units, run: Run, joint: Joint) -> tuple[Units, Batch | None]:
+    """(training units, held-out batch or None); the same units of the same data in every run, so none is seen before."""
     if run.validation is not None:
         return data, drop_full_masks(to_batch(conform(run.validation, joint)), plan.structure)
     learned = bool(plan.structure.params) and not plan.structure.size("global")
     if not learned or len(data) < HOLD_OUT_FROM:
         return data, None
-    kept, out = data.split(num=min(len(data) // 20, 2000), seed=int(jax.random.randint(key, (), 0, 2**31 - 1)))
+    kept, out = data.split(num=min(len(data) // 20, 2000), seed=0)
     return kept, drop_full_masks(to_batch(out), plan.structure)
 
 

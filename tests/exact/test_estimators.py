@@ -14,7 +14,8 @@ from conjugate import LinearGaussian, normal_kl, normals_of
 
 import amortax as am
 from amortax.intake import as_units, to_batch
-from amortax.objectives.elbo import path_share
+from amortax.objectives.base import Minibatch
+from amortax.objectives.estimators import SHARE_UNITS, path_share
 from amortax.train.initialise import initialise
 from amortax.train.step import split_trainable
 
@@ -48,7 +49,8 @@ def gradients(joint, guide, batch, objective, keys, num_units):
 
     def loss(params, key):
         joint, guide = eqx.combine(params, rest)
-        return objective(key, guide, joint, (batch,), jnp.asarray(float(num_units))).value
+        minibatch = Minibatch((batch,), jnp.asarray(float(num_units)), jnp.zeros((), jnp.int32))
+        return objective(key, guide, joint, minibatch).value
 
     return jax.jit(lambda keys: jax.lax.map(lambda k: jax.grad(loss)(params, k), keys, batch_size=100))(keys)
 
@@ -66,14 +68,14 @@ def exact_guide(exact, x):
     slope = exact.weight @ covariance / exact.noise**2  # mean = (x - mu) slope
     center, scale = np.asarray(frame["center"], np.float64), np.asarray(frame["scale"], np.float64)
     x_center, x_scale = (np.asarray(statistics[n], np.float64) for n in ("center", "scale"))
-    weight = np.zeros((6, x.shape[1]))
-    weight[:3] = (slope * x_scale[:, None] / scale).T
+    weight = np.zeros((x.shape[1], 6))
+    weight[:, :3] = slope * x_scale[:, None] / scale
     offset = ((x_center - exact.mean) @ slope - center) / scale
     log_scale = 0.5 * np.log(np.diagonal(covariance)) - np.log(scale)
     free = 10 * np.arctanh((log_scale + 5) / 10) - 10 * math.atanh(0.5)
     conditioner = guide.local.family.parameters
     conditioner = eqx.tree_at(
-        lambda c: (c.offset, c.network.layers[0].weight),
+        lambda c: (c.offset, c.network.layers[0].weights[0]),
         conditioner,
         (jnp.asarray(np.concatenate([offset, free]), jnp.float32), jnp.asarray(weight, jnp.float32)),
     )
@@ -160,16 +162,16 @@ def test_the_share_of_the_path_derivative_is_the_squared_ratio_of_the_spreads(at
     offset = jnp.concatenate([guide.local.family.parameters.offset[:3], free])
     guide = eqx.tree_at(lambda g: g.local.family.parameters.offset, guide, offset)
     contexts, shared = guide.encode(batch), jnp.zeros(0)
+    spacing = 64 // SHARE_UNITS
 
-    def share(noise):
-        local = guide.sample_locals(jax.random.key(7), contexts, shared, batch, joint)[0]
-        mean = guide.sample_locals(jax.random.key(8), contexts, shared, batch, joint)[0]
-        local = jnp.where(noise[:, None], mean, local)
-        return path_share(local, shared, lambda u, v: guide.locals_log_prob(u, contexts, v, batch, joint), joint, batch)
+    def share(other):
+        noise = jnp.where(other[:, None], *(guide.local_noise(jax.random.key(k), 64) for k in (8, 7)))
+        local, _ = guide.place_locals(noise, 0, contexts, shared, batch, joint)
+        return path_share(guide, joint, batch, contexts, local, shared)
 
-    even = jnp.arange(64) % 2 == 0
-    first, second = jax.jit(share)(jnp.zeros(64, bool)), jax.jit(share)(even)
+    turn = (jnp.arange(64) // spacing) % 2
+    first, second = jax.jit(share)(jnp.zeros(64, bool)), jax.jit(share)(turn == 0)
     print(f"q {narrow} times as wide: share {first.min():.4f} to {first.max():.4f}, ratio squared {narrow**2:.4f}")
     np.testing.assert_allclose(first, narrow**2, rtol=0.02)
-    np.testing.assert_array_equal(first[::2], second[::2])  # other noise of the even units moves the odd ones' share
-    assert narrow == 1.0 or not np.array_equal(first[1::2], second[1::2])
+    np.testing.assert_array_equal(first[turn == 0], second[turn == 0])  # a unit's own noise never moves its share
+    assert narrow == 1.0 or not np.array_equal(first[turn == 1], second[turn == 1])

@@ -83,12 +83,12 @@ def test_doubled_data_shrink_the_global_by_root_two():
 class blind(Recipe):
     """A head that hides the globals from the locals: mean-field between levels."""
 
-    def build(self, size, context_size, whitened_size, *, key):
-        return Blind(context_size)
+    def build(self, size, context_sizes, whitened_size, *, key):
+        return Blind(context_sizes)
 
 
 class Blind(AbstractHead):
-    told_size: int = eqx.field(static=True)
+    told_sizes: tuple = eqx.field(static=True)
 
     def __call__(self, context, shared, whitened, frame, unit, joint):
         return frame, context

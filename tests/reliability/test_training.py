@@ -66,7 +66,7 @@ def unchecked():
 def untrained(seed=0):
     """Where `fit` with this seed starts."""
     batch = to_batch(as_units(DATA, model, "unit"))
-    return initialise(plan(), batch, jax.random.split(jax.random.key(seed), 3)[0])
+    return initialise(plan(), batch, jax.random.split(jax.random.key(seed))[0])
 
 
 def numbers(posterior):
@@ -103,8 +103,8 @@ class Faulty(AbstractObjective):
     value_share: jax.Array
     gradient_share: jax.Array
 
-    def __call__(self, key, guide, joint, groups, num_units):
-        loss = am.ELBO()(key, guide, joint, groups, num_units)
+    def __call__(self, key, guide, joint, minibatch):
+        loss = am.ELBO()(key, guide, joint, minibatch)
         bad_value, bad_gradient = self.bad(key)
         odd = jax.lax.cond(bad_gradient, lambda v: jnp.sqrt(0.0 * v), lambda v: 0.0 * v, loss.value**2)
         return Loss(loss.value + odd + jnp.where(bad_value, jnp.nan, 0.0), loss.elbo_per_unit)
@@ -115,7 +115,7 @@ class Faulty(AbstractObjective):
 
     def bad_steps(self, seed, count):
         """The steps, from 1, at which `fit` with this seed will meet either."""
-        _, key = jax.random.split(jax.random.split(jax.random.key(seed), 3)[1])
+        _, key = jax.random.split(jax.random.split(jax.random.key(seed))[1])
         found = []
         for step in range(1, count + 1):
             key, noise = jax.random.split(key)

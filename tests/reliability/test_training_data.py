@@ -7,7 +7,18 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from test_training import DATA, X, fit, learned, numbers, plan, same, small_blocks, states  # noqa: F401
+from test_training import (  # noqa: F401
+    DATA,
+    X,
+    fit,
+    learned,
+    numbers,
+    plan,
+    same,
+    small_blocks,
+    states,
+    unchecked,
+)
 
 import amortax as am
 from amortax import fitting
@@ -25,12 +36,23 @@ from amortax.train.step import split_trainable
 @pytest.mark.parametrize(("resident", "batch_size"), [(True, 3), (False, 3), (False, 7)])
 def test_every_unit_is_visited_equally_often(resident, batch_size):
     data = Batch({"row": np.arange(7)}, {}, {})
-    source = engine._sources(data, 7, batch_size, resident, np.random.default_rng(0))
+    source = engine._sources(data, batch_size, resident, np.random.default_rng(0))
     blocks = [next(source) for _ in range(7)]  # 7 blocks of 10 steps of 3: 30 epochs of 7
     visits = np.concatenate([np.ravel(b if resident else b.arrays["row"]) for b in blocks])
     epochs = visits.reshape(-1, 7)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(7), (10 * batch_size, 1)))
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_blocks_of_data_that_stays_on_the_host_are_bounded_in_bytes(monkeypatch):
+    data = Batch({"row": np.zeros((7, 100), np.float32)}, {}, {})
+    monkeypatch.setattr(engine, "BLOCK_BYTES", 5000)
+    block = next(engine._sources(data, 3, False, np.random.default_rng(0)))
+    assert block.arrays["row"].shape == (4, 3, 100)  # 4,800 bytes; a whole block of 10 steps has 12,000
+    assert fit(num_steps=25, batch_size=7).record.num_steps == 25
+    monkeypatch.setattr(engine, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", 300)
+    assert fit(num_steps=25, batch_size=7).record.step[:2] == (3, 6)
 
 
 def test_data_too_large_for_the_device_trains_the_same_way(monkeypatch):
@@ -113,17 +135,74 @@ def judged(monkeypatch, values):
 def test_the_best_parameters_by_held_out_units_are_kept(monkeypatch, states):  # noqa: F811
     judged(monkeypatch, [-5.0, -1.0, -2.0, -3.0, -9.0])
     validation = am.units({"x": X[:4]}, name="unit")
-    posterior = fit(run=am.Run(num_steps=40, validation=validation))
+    posterior = fit(plan(learned), run=am.Run(num_steps=40, validation=validation))
     assert posterior.record.validation_elbo_per_unit == (-5.0, -1.0, -2.0, -3.0)
     assert same(numbers(posterior), states[1][0])
 
 
 def test_training_stops_when_held_out_units_get_worse(monkeypatch, states):  # noqa: F811
     judged(monkeypatch, [-1.0, -2.0])
-    posterior = fit(run=am.Run(validation=am.units({"x": X[:4]}, name="unit")))
+    posterior = fit(plan(learned), run=am.Run(validation=am.units({"x": X[:4]}, name="unit")))
     assert posterior.record.stopped == "validation"
     assert len(posterior.record.step) == 21  # twenty blocks of patience
     assert same(numbers(posterior), states[0][0])
+
+
+def level(x):
+    t = numpyro.sample("t", dist.Normal(0, 5))
+    with numpyro.plate("unit", x.shape[0]):
+        numpyro.sample("x", dist.Normal(t, 1), obs=x)
+
+
+def test_held_out_units_neither_choose_q_of_the_globals_nor_weigh_their_prior_more():
+    """The bound per held-out unit has a share 1/N of the globals' part, as that of a training unit has."""
+    rng = np.random.default_rng(0)
+    data = {"x": rng.standard_normal(2000).astype(np.float32)}
+    validation = am.units({"x": rng.standard_normal(3).astype(np.float32)}, name="unit")
+    posterior = fit(
+        am.amortize(level, data, plate="unit"), data, run=am.Run(num_steps=800, validation=validation, batch_size=500)
+    )
+    draws = posterior.sample(data, num_samples=2000, key=jax.random.key(1))["t"]
+    sd = 1 / np.sqrt(2000 + 1 / 25)
+    print(f"sd {float(draws.std()):.4f}, exact {sd:.4f}")
+    assert abs(float(draws.std()) / sd - 1) <= 0.15
+    held_out = np.asarray(posterior.record.validation_elbo_per_unit)
+    assert held_out[-1] > -5  # the mean log density of three standard normals, nothing of 2,000 units' prior
+
+
+def test_held_out_units_are_judged_in_chunks_each_by_its_number_of_units(monkeypatch):
+    monkeypatch.setattr(engine, "HELD_OUT_CHUNK", 2)
+    monkeypatch.setattr(engine, "held_out_elbo", lambda setting, params, part, key: float(part.arrays["x"].shape[0]))
+    validation = am.units({"x": X[:5]}, name="unit")
+    record = fit(plan(learned), run=am.Run(num_steps=10, validation=validation)).record
+    assert record.validation_elbo_per_unit == ((2 * 2 + 2 * 2 + 1 * 1) / 5,)
+
+
+def test_held_out_units_stay_out_of_the_standardisation_and_out_of_later_runs(monkeypatch):
+    monkeypatch.setattr(fitting, "HOLD_OUT_FROM", 20)
+    seen, real = [], fitting.train
+
+    def spy(pair, data, **options):
+        seen.append(data)
+        return real(pair, data, **options)
+
+    monkeypatch.setattr(fitting, "train", spy)
+    data = {"x": np.concatenate([X[:23], np.full((1, 3), 1e4, np.float32)])}
+    first = fit(plan(learned), data, num_steps=10)
+    fit(first, data, seed=5, num_steps=10)
+    held_out = [run.held_out.arrays["x"] for run in seen]
+    np.testing.assert_array_equal(*held_out)
+    statistics = first.guide.encoder.features.statistics.value["x"]
+    np.testing.assert_allclose(statistics["center"], seen[0].units.arrays["x"].mean(axis=0), rtol=1e-5)
+
+
+def test_the_average_of_a_short_run_is_judged_by_its_own_blocks(unchecked):  # noqa: F811
+    setting, average = None, {"w": np.float32(4.0)}
+    seen = engine._Progression(best="best", best_elbo=-1.0, settled={"w": np.float32(8.0)}, num_settled=2)
+    seen.means, seen.errors, seen.settled_blocks = [-900.0, -50.0, -1.02, -1.01, -1.0], [9.0, 1.0, 0.01, 0.01, 0.01], 3
+    assert engine._answer(setting, seen, None) == average  # blocks before the last phase say nothing of it
+    seen.means[-3:] = [-1.2, -1.2, -1.2]
+    assert engine._answer(setting, seen, None) == "best"
 
 
 def test_units_are_held_out_only_where_parameters_are_learned(monkeypatch):
@@ -136,13 +215,13 @@ def test_units_are_held_out_only_where_parameters_are_learned(monkeypatch):
     monkeypatch.setattr(fitting, "HOLD_OUT_FROM", 25)  # too few to give some away
     units = as_units(DATA, learned, "unit")
     joint, _ = initialise(plan(learned), to_batch(units), jax.random.key(0))
-    assert fitting._hold_out(plan(learned), units, am.Run(), jax.random.key(0), joint) == (units, None)
+    assert fitting._hold_out(plan(learned), units, am.Run(), joint) == (units, None)
 
 
 def test_held_out_units_without_a_finite_bound_are_an_error():
     odd = am.units({"x": np.full((2, 3), 1e30, np.float32)}, name="unit")
     with pytest.raises(am.FitError, match="bound of the held-out units was never finite"):
-        fit(run=am.Run(num_steps=20, validation=odd))
+        fit(plan(learned), run=am.Run(num_steps=20, validation=odd))
 
 
 def test_a_record_with_numbers_that_are_not_finite_is_stored_all_the_same(monkeypatch, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 
 import amortax as am
 from amortax.intake import as_units, to_batch
-from amortax.objectives.base import AbstractObjective, Loss
-from amortax.objectives.elbo import log_weights, shared_draw
+from amortax.objectives.base import AbstractObjective, Loss, Minibatch
+from amortax.objectives.estimators import local_draws
 from amortax.train.initialise import initialise
 
 
@@ -46,7 +46,8 @@ def test_units_sites_and_globals_draw_apart(built):
     def draw(key):
         shared_key, local_key = jax.random.split(key)
         shared, _ = guide.sample_shared(shared_key)
-        local, _ = guide.sample_locals(local_key, guide.encode(batch), jnp.zeros(1), batch, joint)
+        noise = guide.local_noise(local_key, 6)
+        local, _ = guide.place_locals(noise, 0, guide.encode(batch), jnp.zeros(1), batch, joint)
         return jnp.concatenate([shared, jnp.ravel(local)])
 
     columns = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000)), np.float64)
@@ -61,22 +62,22 @@ def test_units_sites_and_globals_draw_apart(built):
 def test_particles_draw_apart_but_for_mirrored_globals(built):
     """Pairs of particles share the size of the globals' noise, on opposite sides; nothing else is shared."""
     joint, guide, batch, *_ = built
-    seen = []
+    seen, minibatch = [], Minibatch((batch,), jnp.asarray(6.0), jnp.zeros((), jnp.int32))
 
-    def spy(key, guide, joint, groups, contexts, draw, path_derivative):
+    def spy(key, guide, joint, batch, context, shared, **options):
         jax.debug.callback(
-            lambda key, v: seen.append((*np.ravel(key).tolist(), float(v[0]))), jax.random.key_data(key), draw[0]
+            lambda key, v: seen.append((*np.ravel(key).tolist(), float(v[0]))), jax.random.key_data(key), shared
         )
-        return log_weights(key, guide, joint, groups, contexts, draw, path_derivative)
+        return local_draws(key, guide, joint, batch, context, shared, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("amortax.objectives.elbo.log_weights", spy)
+        patch.setattr("amortax.objectives.elbo.local_draws", spy)
         for step in (2, 3):
-            am.ELBO(num_particles=4)(jax.random.key(step), guide, joint, (batch,), jnp.asarray(6.0))
+            am.ELBO(num_particles=4)(jax.random.key(step), guide, joint, minibatch)
         jax.effects_barrier()
     assert len(seen) == 8
     assert len({key for *key, _ in map(tuple, seen) for key in [tuple(key)]}) == 8
-    middle = float(guide.mirror_shared(jnp.zeros(1))[0]) / 2
+    middle = float(guide.place_shared(jnp.zeros(1), 0)[0][0])
     away = sorted((v - middle for *_, v in seen), key=abs)
     np.testing.assert_allclose(away[::2], [-x for x in away[1::2]], rtol=1e-4)
     assert np.all(np.diff(np.abs(away[::2])) > 1e-3)
@@ -87,7 +88,7 @@ class Noise(AbstractObjective):
 
     num_particles: int = 1
 
-    def __call__(self, key, guide, joint, groups, num_units):
+    def __call__(self, key, guide, joint, minibatch):
         still = sum(0.0 * jnp.sum(x) for x in jax.tree.leaves(joint.params)) + 0.0 * jnp.sum(
             guide.shared.family.parameters.offset
         )
@@ -125,11 +126,3 @@ def test_the_draws_of_a_posterior_draw_apart(built):
     correlation = np.corrcoef(second.T) - np.eye(6)
     assert np.max(np.abs(correlation)) <= 5 / math.sqrt(3000) + 0.3  # the globals' own share; equal noise would give 1
 
-
-def test_mirrored_draws_have_the_same_density(built):
-    _, guide, *_ = built
-    key = jax.random.key(6)
-    (one, log_q), (other, same) = shared_draw(key, guide), shared_draw(key, guide, True)
-    assert float(log_q) == float(same)
-    assert float(guide.shared_log_prob(other)) == pytest.approx(float(guide.shared_log_prob(one)), rel=1e-5)
-    assert float(abs(one - other)[0]) > 1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,17 +18,19 @@ from .._errors import FitError
 from .._types import Batch, PyTree
 from ..guide import Guide
 from ..joint.joint import Joint
-from ..objectives.base import AbstractObjective
+from ..objectives.base import AbstractObjective, batch_size
 from .groups import by_length
 from .progress import Progress
 from .record import Record
 from .schedule import WINDOW, Schedule, adam, set_step_size
-from .step import Setting, State, held_out_elbo, run_block, split_trainable, unit_elbos
+from .step import BlockResult, Setting, State, held_out_elbo, run_block, split_trainable, unit_elbos
 
 BLOCK = 100  # steps per visit to the host
 MOST_SKIPPED = 3
 MOST_STEPS = 30_000
 RESIDENT_BYTES = 4 << 30  # data up to this size stays on the device
+BLOCK_BYTES = 256 << 20  # rows of larger data that are sent for one block
+HELD_OUT_CHUNK = 1024  # held-out units judged together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class Run:
 
     - `num_steps`: exactly so many; None: until the bound stops rising.
     - `batch_size`: units per step; None: all of them up to 512, else 256.
-    - `validation`: held-out units (`Units`) for early stopping; None: chosen by the kind of model.
+    - `validation`: held-out units, whose bound is recorded and, where the model has no global latents, stops the run
+      early and chooses the parameters; None: chosen by the kind of model.
     - `progress`: a bar on standard error; None: if it is a terminal.
     """
 
@@ -60,7 +63,8 @@ class _Progression:
     best: PyTree
     best_elbo: float = -np.inf
     settled: PyTree = None
-    settled_steps: int = 0
+    num_settled: int = 0
+    settled_blocks: int = 0
     means: list[float] = dataclasses.field(default_factory=list)
     errors: list[float] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
@@ -73,6 +77,13 @@ class _Progression:
         self.steps.append(step)
         self.means.append(float(elbos.mean()) if len(elbos) else float("nan"))
         self.errors.append(float(elbos.std() / np.sqrt(len(elbos))) if len(elbos) else float("inf"))
+
+    def settle(self, result: BlockResult) -> None:
+        """Adds a block of the last phase to the average."""
+        total = result.sum_of_params
+        self.settled = total if self.settled is None else jax.tree.map(jnp.add, self.settled, total)
+        self.num_settled += int(result.num_summed)
+        self.settled_blocks += 1
 
     def record(self, num_units: int, batch_size: int, seconds: float) -> Record:
         """What is stored of the run."""
@@ -89,77 +100,86 @@ class _Progression:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Host arrays of the units to train on, what each is called, and those held out, if any."""
+
+    units: Batch
+    labels: Sequence[Any]
+    held_out: Batch | None = None
+
+    @property
+    def num_units(self) -> int:
+        """Units to train on."""
+        return batch_size(self.units)
+
+
 def train(
-    joint: Joint,
-    guide: Guide,
-    data: Batch,
+    pair: tuple[Joint, Guide],
+    data: TrainingData,
     *,
     key: Array,
     objective: AbstractObjective,
     optimizer: optax.GradientTransformation | None,
     run: Run,
-    held_out: Batch | None,
-    labels: Any,
 ) -> tuple[Joint, Guide, Record]:
-    """Trains (joint, guide) on host `data`; returns the best pair and the record. Ctrl-C returns the best so far."""
-    size = len(next(iter(data.arrays.values())))
-    batch_size = min(run.batch_size or (size if size <= 512 else 256), size)
-    resident = sum(x.nbytes for x in jax.tree.leaves(data)) <= RESIDENT_BYTES
+    """Trains (joint, guide); returns the best pair and the record. Ctrl-C returns the best so far."""
+    size = data.num_units
+    batch = min(run.batch_size or (size if size <= 512 else 256), size)
+    resident = sum(x.nbytes for x in jax.tree.leaves(data.units)) <= RESIDENT_BYTES
     transformation = optax.with_extra_args_support(optimizer or adam())
-    params, rest = split_trainable(joint, guide)
-    groups = (by_length(data) if batch_size == size else (data,)) if resident else None
-    setting = Setting(rest, objective, transformation, jax.tree.map(jnp.asarray, groups), jnp.asarray(float(size)))
-    seed_key, key = jax.random.split(key)
-    source = _sources(
-        data, size, batch_size, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,))))
+    params, rest = split_trainable(*pair)
+    groups = (by_length(data.units) if batch == size else (data.units,)) if resident else None
+    resident_groups = jax.tree.map(jnp.asarray, groups)
+    setting = Setting(
+        rest, objective, transformation, resident_groups, jnp.asarray(float(size)), safe_updates=optimizer is None
     )
+    seed_key, key = jax.random.split(key)
+    source = _sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
     state = State(_copy(params), transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()
     with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
         try:
-            _loop(setting, state, source, schedule, seen, held_out, progress, data, batch_size, labels)
+            for step in _blocks(setting, state, source, schedule, seen, data):
+                progress.update(step, seen.means[-1], step * batch)
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
-    joint, guide = eqx.combine(_answer(setting, seen, held_out), rest)
-    return joint, guide, seen.record(size, batch_size, time.perf_counter() - start)
+    joint, guide = eqx.combine(_answer(setting, seen, data.held_out if _chooses(setting) else None), rest)
+    return joint, guide, seen.record(size, batch, time.perf_counter() - start)
 
 
-def _loop(
+def _blocks(
     setting: Setting,
     state: State,
     source: Iterator[PyTree],
     schedule: Schedule,
     seen: _Progression,
-    held_out: Batch | None,
-    progress: Progress,
-    data: Batch,
-    batch_size: int,
-    labels: Any,
-) -> None:
+    data: TrainingData,
+) -> Iterator[int]:
+    """Trains block by block and yields the steps done so far, until it is time to stop."""
     step = 0
     while True:
-        count = BLOCK if schedule.num_steps is None else min(BLOCK, schedule.num_steps - step)
         rows = next(source)
+        most = jax.tree.leaves(rows)[0].shape[0]
+        count = most if schedule.num_steps is None else min(most, schedule.num_steps - step)
         state = eqx.tree_at(lambda s: s.optimizer, state, set_step_size(state.optimizer, schedule.factor(step)))
         settling = schedule.settling(step)
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
         elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
+        _count_skipped(setting, state, rows, finite, seen, data)
         step += count
-        _count_skipped(setting, state, rows, data, finite, seen, step - count, labels)
         seen.note(step, elbo[finite])
         judged = seen.means[-1]
-        if held_out is not None:
-            judged = _judge(setting, state.params, held_out)
-            seen.held_out.append(judged)
+        if data.held_out is not None:
+            seen.held_out.append(_judge(setting, state.params, data.held_out))
+            judged = seen.held_out[-1] if _chooses(setting) else judged
         if np.isfinite(judged) and judged > seen.best_elbo:
             seen.best, seen.best_elbo = _copy(state.params), judged
         if settling:
-            total = result.sum_of_params
-            seen.settled = total if seen.settled is None else jax.tree.map(jnp.add, seen.settled, total)
-            seen.settled_steps += count
-        progress.update(step, seen.means[-1], step * batch_size)
-        if _overfits(seen.held_out):
+            seen.settle(result)
+        yield step
+        if _chooses(setting) and _overfits(seen.held_out):
             seen.stopped = "validation"
             return
         if schedule.finished(step, seen.means, seen.errors):
@@ -167,8 +187,19 @@ def _loop(
             return
 
 
+def _chooses(setting: Setting) -> bool:
+    """Whether held-out units choose the parameters: not of q(v), of which a few units' bound knows next to nothing."""
+    return setting.rest[1].shared is None
+
+
 def _judge(setting: Setting, params: PyTree, held_out: Batch) -> float:
-    return float(held_out_elbo(setting.objective, params, setting.rest, held_out, jax.random.key(7)))
+    """The bound per held-out unit, with the globals' part at the share that one training unit has of it."""
+    size, total = batch_size(held_out), 0.0
+    for number, start in enumerate(range(0, size, HELD_OUT_CHUNK)):
+        part = jax.tree.map(lambda x, s=start: jnp.asarray(np.asarray(x)[s : s + HELD_OUT_CHUNK]), held_out)
+        key = jax.random.fold_in(jax.random.key(7), number)
+        total += batch_size(part) * float(held_out_elbo(setting, params, part, key))
+    return total / size
 
 
 def _answer(setting: Setting, seen: _Progression, held_out: Batch | None) -> PyTree:
@@ -178,12 +209,13 @@ def _answer(setting: Setting, seen: _Progression, held_out: Batch | None) -> PyT
             f"the bound of the held-out units was never finite in {seen.steps[-1]} steps and can't choose parameters; "
             "look at those units for extreme values, or give others as run=Run(validation=...)"
         )
-    if seen.settled is None:
+    if not seen.num_settled:
         return seen.best
-    average = jax.tree.map(lambda x: x / seen.settled_steps, seen.settled)
+    average = jax.tree.map(lambda x: x / seen.num_settled, seen.settled)
     if held_out is not None:
         return average if _judge(setting, average, held_out) >= seen.best_elbo else seen.best
-    late, noise = np.mean(seen.means[-WINDOW:]), np.max(seen.errors[-WINDOW:])
+    window = min(WINDOW, seen.settled_blocks)
+    late, noise = np.mean(seen.means[-window:]), np.max(seen.errors[-window:])
     return average if late >= seen.best_elbo - 5.0 * noise else seen.best
 
 
@@ -199,56 +231,49 @@ def _overfits(held_out: list[float], patience: int = 20) -> bool:
 
 
 def _count_skipped(
-    setting: Setting,
-    state: State,
-    rows: PyTree,
-    data: Batch,
-    finite: np.ndarray,
-    seen: _Progression,
-    start: int,
-    labels: Any,
+    setting: Setting, state: State, rows: PyTree, finite: np.ndarray, seen: _Progression, data: TrainingData
 ) -> None:
     bad = np.flatnonzero(~finite)
     seen.skipped += len(bad)
     if seen.skipped <= MOST_SKIPPED:
         return
+    step = (seen.steps[-1] if seen.steps else 0) + int(bad[0]) + 1
     raise FitError(
         f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at "
-        f"step {start + int(bad[0]) + 1}{_name_units(setting, state, rows, data, int(bad[0]), labels)}; look at those "
+        f"step {step}{_name_units(setting, state, jax.tree.map(lambda x: x[bad[0]], rows), data)}; look at those "
         "units, scale extreme covariates, or use narrower priors"
     )
 
 
-def _name_units(setting: Setting, state: State, rows: PyTree, data: Batch, at: int, labels: Any) -> str:
+def _name_units(setting: Setting, state: State, chosen: PyTree, data: TrainingData) -> str:
     """The labels of the units in a bad batch whose own bound is not finite."""
-    chosen = jax.tree.map(lambda x: x[at], rows)
     if setting.data is None:
         each = np.asarray(unit_elbos(state.params, setting.rest, chosen, jax.random.key(0)))
         return f", in {np.sum(~np.isfinite(each))} units of the batch"
-    index = np.asarray(chosen) if chosen.shape[0] else np.arange(len(labels))
-    batch = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
+    index = np.asarray(chosen) if chosen.shape[0] else np.arange(data.num_units)
+    batch = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data.units)
     each = np.asarray(unit_elbos(state.params, setting.rest, batch, jax.random.key(0)))
     wrong = np.flatnonzero(~np.isfinite(each))
-    return f", units {[labels[i] for i in index[wrong][:5]]}" if len(wrong) else ""
+    return f", units {[data.labels[i] for i in index[wrong][:5]]}" if len(wrong) else ""
 
 
-def _sources(
-    data: Batch, size: int, batch_size: int, resident: bool, generator: np.random.Generator
-) -> Iterator[PyTree]:
+def _sources(data: Batch, batch: int, resident: bool, generator: np.random.Generator) -> Iterator[PyTree]:
     """What every block reads: indices into resident data, or the rows themselves; epochs shuffled on the host."""
-    if batch_size == size and resident:
+    size = batch_size(data)
+    if batch == size and resident:
         while True:
             yield jnp.zeros((BLOCK, 0), jnp.int32)
-    order = np.empty(0, np.int64)
-    need = BLOCK * batch_size
+    unit_bytes = sum(x.nbytes for x in jax.tree.leaves(data)) // size
+    steps = BLOCK if resident else int(np.clip(BLOCK_BYTES // max(batch * unit_bytes, 1), 1, BLOCK))
     gather: Callable = (lambda rows: jnp.asarray(rows, jnp.int32)) if resident else _gather(data)
+    order, need = np.empty(0, np.int64), steps * batch
     while True:
         parts = [order]
         while sum(map(len, parts)) < need:
             parts.append(generator.permutation(size))
         order = np.concatenate(parts)
         rows, order = order[:need], order[need:]
-        yield gather(rows.reshape(BLOCK, batch_size))
+        yield gather(rows.reshape(steps, batch))
 
 
 def _gather(data: Batch) -> Callable[[np.ndarray], Batch]:

@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, Int
 from .._types import Batch, PyTree, trainable
 from ..guide import Guide
 from ..joint.joint import Joint
-from ..objectives.base import AbstractObjective, Minibatch, batch_size
+from ..objectives.base import AbstractObjective, Minibatch
 from ..objectives.estimators import local_draws
 
+AVERAGED = 10  # of so many steps one enters the average of the parameters: neighbours hardly differ
 
-EVERY = 10
 
 class State(eqx.Module):
     """All that a step changes; donated from block to block."""
@@ -40,6 +40,7 @@ class Setting(eqx.Module):
     optimizer: optax.GradientTransformationExtraArgs = eqx.field(static=True)
     data: tuple[Batch, ...] | None  # groups of units, each padded to its own length
     num_units: Array
+    safe_updates: bool = eqx.field(static=True, default=False)  # finite wherever gradients are: Adam's; saves a pass
 
 
 class BlockResult(eqx.Module):
@@ -47,7 +48,8 @@ class BlockResult(eqx.Module):
 
     elbo_per_unit: Float[Array, " steps"]
     finite: Array
-    sum_of_params: PyTree  # over the steps of the block
+    sum_of_params: PyTree  # over every tenth step of the block
+    num_summed: Int[Array, ""]
 
 
 def split_trainable(joint: Joint, guide: Guide) -> tuple[PyTree, PyTree]:
@@ -67,7 +69,8 @@ def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tupl
 
     (value, elbo), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params, value=value)
-    finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+    seen = gradient if setting.safe_updates else (gradient, updates)
+    finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(seen))
     params = optax.apply_updates(state.params, updates)
     params, optimizer = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, optimizer), (state.params, state.optimizer)
@@ -86,12 +89,17 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
         state, elbo, finite = take_step(setting, state, groups)
+        chosen = i % AVERAGED == AVERAGED - 1
         total = jax.lax.cond(
-            i % EVERY == EVERY - 1, lambda: jax.tree.map(jnp.add, result.sum_of_params, state.params), lambda: result.sum_of_params
+            chosen,
+            lambda: jax.tree.map(jnp.add, result.sum_of_params, state.params),
+            lambda: result.sum_of_params,
         )
-        return state, BlockResult(result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite), total)
+        elbos, finites = result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite)
+        return state, BlockResult(elbos, finites, total, result.num_summed + chosen)
 
-    empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), jax.tree.map(jnp.zeros_like, state.params))
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), zeros, jnp.zeros((), jnp.int32))
     return jax.lax.fori_loop(0, count, body, (state, empty))
 
 
@@ -102,11 +110,11 @@ def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, .
 
 
 @eqx.filter_jit
-def held_out_elbo(objective: AbstractObjective, params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
-    """The bound per unit on units that were not trained on, at fixed noise."""
-    joint, guide = eqx.combine(params, rest)
-    minibatch = Minibatch((batch,), jnp.asarray(float(batch_size(batch))), jnp.zeros((), jnp.int32))
-    return objective(key, guide, joint, minibatch).elbo_per_unit
+def held_out_elbo(setting: Setting, params: PyTree, batch: Batch, key: Array) -> Array:
+    """The bound per unit on units that were not trained on, at fixed noise; `shared` counts as in training."""
+    joint, guide = eqx.combine(params, setting.rest)
+    minibatch = Minibatch((batch,), setting.num_units, jnp.zeros((), jnp.int32))
+    return setting.objective(key, guide, joint, minibatch).elbo_per_unit
 
 
 @eqx.filter_jit
