@@ -132,7 +132,7 @@ def shared_normal(posterior):
     frame = prior_frame(block.whitening)
 
     def standardize(value):
-        return block.family.standardize(frame.take(value), None)
+        return block.family.standardize(frame.take(value), ())
 
     factor = np.linalg.inv(np.asarray(jax.jacobian(standardize)(frame.center), np.float64))
     mean = np.asarray(frame.center, np.float64) - factor @ np.asarray(standardize(frame.center), np.float64)
