@@ -235,9 +235,7 @@ class Ours:
         params, rest = split_trainable(joint, guide)
         optimizer = adam()
         resident = (jax.tree.map(jnp.asarray, found),)
-        self.setting = Setting(
-            rest, am.ELBO(), optimizer, resident, jnp.asarray(float(len(units))), safe_updates=True
-        )
+        self.setting = Setting(rest, am.ELBO(), optimizer, resident, jnp.asarray(float(len(units))), safe_updates=True)
         params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
         self.state = State(params, optimizer.init(params), jax.random.key(1), jnp.zeros((), jnp.int32))
         self.indices = shuffled(len(units), batch)

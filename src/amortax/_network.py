@@ -27,8 +27,7 @@ class Linear(eqx.Module):
         bound = 1.0 / max(sum(sizes), 1) ** 0.5
         *keys, last = jax.random.split(key, len(sizes) + 1)
         self.weights = tuple(
-            jax.random.uniform(k, (size, out), minval=-bound, maxval=bound)
-            for k, size in zip(keys, sizes, strict=True)
+            jax.random.uniform(k, (size, out), minval=-bound, maxval=bound) for k, size in zip(keys, sizes, strict=True)
         )
         self.bias = jax.random.uniform(last, (out,), minval=-bound, maxval=bound) if use_bias else None
 

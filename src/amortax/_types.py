@@ -9,6 +9,7 @@ until `Terms.total`, the one place where a minibatch of B out of N units is scal
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -16,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from ._errors import AmortaxError, DataError
 
 PyTree = Any
 Context = tuple[Array, ...]  # what q of one unit depends on, part by part; () where it has free parameters
@@ -25,11 +28,28 @@ else:
     AnyArray = Array | np.ndarray  # on the host NumPy's
 
 
+def check_key(key: Any, error: type[AmortaxError] = DataError) -> None:
+    """Raises `error` unless `key` is one typed JAX key."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+        raise error(f"key must be one typed JAX key, jax.random.key(0), got {type(key).__name__}")
+
+
+def whole_number(name: str, value: Any, error: type[AmortaxError] = DataError) -> int:
+    """`value` as an int from 1 (NumPy's integers too), or `error`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise error(f"{name} must be a whole number from 1, got {value!r}")
+    return number
+
+
 class Terms(eqx.Module):
     """Log density in nats, kept apart: `unit` one number per unit, `shared` one number for all of them."""
 
-    unit: Float[Array, "*units"]
-    shared: Float[Array, ""]
+    unit: Float[Array, "*draws_units"]
+    shared: Float[Array, "*draws"]
 
     def total(self, scale: float | Float[Array, ""] = 1.0) -> Float[Array, ""]:
         """`shared + scale * sum(unit)`; `scale` is N/B for a minibatch of B of N units, 1 for all of them."""

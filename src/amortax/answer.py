@@ -7,7 +7,6 @@ sites with axes (sample, unit, ...).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._types import Batch, Context, Terms
-from .chunks import Chunk, chunks, draws_per_call
+from .chunks import Chunk, bucketed_lengths, chunks, draws_per_call
 from .data import Units
 from .guide import Guide
 from .joint.joint import Joint
@@ -39,17 +38,27 @@ def predict(joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int
     return _collect(joint, guide, data, at, num_samples, key, _predicted)
 
 
-def log_prob(joint: Joint, guide: Guide, data: Units, values: dict[str, Any]) -> Terms:
-    """log q of constrained values (globals (...), per-unit sites (N, ...)), Jacobian included."""
-    found, shared = [], jnp.zeros(())
-    local = {s.name for s in joint.structure.of("local")}
-    for chunk in chunks(data, joint.structure, 1):
+def log_prob(joint: Joint, guide: Guide, data: Units, values: Arrays) -> Terms:
+    """log q of constrained values, Jacobian included; -inf outside the support.
+
+    **Arguments**: globals (sample, ...), per-unit sites (sample, N, ...). **Returns** `Terms`, both parts by sample.
+    """
+    local = tuple(sorted(s.name for s in joint.structure.of("local")))
+    num_samples = next(iter(values.values())).shape[0]
+    together = draws_per_call(data, joint.structure, num_samples)
+    unit, shared = np.empty((num_samples, len(data))), np.empty(num_samples)
+    for chunk in chunks(data, joint.structure, num_samples):
         rows = np.asarray(chunk.index)
-        part = {n: jnp.asarray(np.asarray(v)[rows] if n in local else v) for n, v in values.items()}
-        terms = _log_prob(joint, guide, chunk.batch, part, local=tuple(sorted(local)))
-        found.append(np.asarray(terms.unit)[: chunk.stop - chunk.start])
-        shared = terms.shared
-    return Terms(jnp.asarray(np.concatenate(found)), shared)
+        for start in range(0, num_samples, together):
+            draws = np.minimum(np.arange(start, start + together), num_samples - 1)
+            part = {n: jnp.asarray(v[draws][:, rows] if n in local else v[draws]) for n, v in values.items()}
+            terms = _log_prob(joint, guide, chunk.batch, part, local=local)
+            stop = min(start + together, num_samples)
+            unit[start:stop, chunk.start : chunk.stop] = np.asarray(terms.unit)[
+                : stop - start, : chunk.stop - chunk.start
+            ]
+            shared[start:stop] = np.asarray(terms.shared)[: stop - start]
+    return Terms(jnp.asarray(unit), jnp.asarray(shared))
 
 
 def encode(joint: Joint, guide: Guide, data: Units) -> np.ndarray:
@@ -79,7 +88,8 @@ def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array]
         return terms.unit, terms.shared
 
     axes = {name: 0 if name in local else None for name in values}
-    return Terms(*jax.vmap(one, in_axes=(0, 0, axes), out_axes=(0, None))(contexts, batch, values))
+    units = jax.vmap(one, in_axes=(0, 0, axes), out_axes=(0, None))
+    return Terms(*jax.vmap(units, in_axes=(None, None, 0))(contexts, batch, values))
 
 
 def _collect(
@@ -101,12 +111,13 @@ def _collect(
 
 
 def _aligned(at: Units, joint: Joint, data: Units, num_samples: int) -> Iterator[tuple[Chunk, Batch]]:
-    """Chunks of `data`, one at a time, each with the same units of `at`."""
+    """Chunks of `data`, one at a time, each with the same units of `at`, all padded alike."""
+    lengths = bucketed_lengths(at)
     for chunk in chunks(data, joint.structure, num_samples):
         if at is data:
             yield chunk, chunk.batch
             continue
-        inner = list(chunks(at.take(slice(chunk.start, chunk.stop)), joint.structure, 1))
+        inner = list(chunks(at.take(slice(chunk.start, chunk.stop)), joint.structure, 1, lengths))
         whole = jax.tree.map(lambda *x: jnp.concatenate(x), *[c.batch for c in inner])
         rows = jnp.minimum(jnp.arange(chunk.index.shape[0]), chunk.stop - chunk.start - 1)
         yield chunk, jax.tree.map(lambda x, r=rows: x[r], whole)
@@ -134,9 +145,7 @@ def _draw(
     """(per-unit values (sample, unit, ...), shared values (sample, ...))."""
     contexts = guide.encode(batch)
 
-    def one(
-        shared: Array, draw: Array, index: Array, context: Context, unit: Batch, place: Batch
-    ) -> tuple[dict, dict]:
+    def one(shared: Array, draw: Array, index: Array, context: Context, unit: Batch, place: Batch) -> tuple[dict, dict]:
         sample_key, next_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), draw))
         local, _ = guide.sample_local(sample_key, context, shared, unit, joint)
         values = what(joint, next_key, local, shared, place)

@@ -35,9 +35,14 @@ class Chunk:
     stop: int
 
 
-def chunks(data: Units, structure: Structure, draws: int) -> Iterator[Chunk]:
-    """Cuts checked units into chunks for `draws` draws of each."""
-    lengths = {name: _power_of_two(int(n.max(initial=1))) for name, n in data.lengths.items()}
+def bucketed_lengths(data: Units) -> dict[str, int]:
+    """The padded length of every ragged argument, rounded up to a power of two."""
+    return {name: _power_of_two(int(n.max(initial=1))) for name, n in data.lengths.items()}
+
+
+def chunks(data: Units, structure: Structure, draws: int, lengths: dict[str, int] | None = None) -> Iterator[Chunk]:
+    """Cuts checked units into chunks for `draws` draws of each, padded to `lengths` (None: to the data's own)."""
+    lengths = bucketed_lengths(data) if lengths is None else lengths
     data = _trimmed(data, lengths)
     most = _units_per_chunk(data, structure, draws)
     for start in range(0, len(data), most):

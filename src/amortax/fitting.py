@@ -7,11 +7,10 @@ import importlib.metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._errors import FitError
-from ._types import Batch
+from ._types import Batch, check_key
 from .data import Units
 from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
@@ -56,7 +55,7 @@ def fit(
     **Raises** `FitError` if training can't go on, naming the units at fault; `DataError` for impossible data.
     """
     run = _merge(run or Run(), num_steps, batch_size)
-    _check_key(key)
+    check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
@@ -102,13 +101,8 @@ def _merge(run: Run, num_steps: int | None, batch_size: int | None) -> Run:
     return dataclasses.replace(run, **changes)
 
 
-def _check_key(key: Any) -> None:
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise FitError(f"key must be one typed JAX key, jax.random.key(0), got {type(key).__name__}")
-
-
 def _hold_out(plan: Plan, data: Units, run: Run, joint: Joint) -> tuple[Units, Batch | None]:
-    """(training units, held-out batch or None); the same units of the same data in every run, so none is seen before."""
+    """(training units, held-out batch or None): the same units of the same data in every run, so none was trained on."""
     if run.validation is not None:
         return data, drop_full_masks(to_batch(conform(run.validation, joint)), plan.structure)
     learned = bool(plan.structure.params) and not plan.structure.size("global")

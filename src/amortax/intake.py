@@ -6,7 +6,7 @@ Everything here runs on the host, before compiled code, so that errors can name 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -78,8 +78,10 @@ def to_batch(data: Units) -> Batch:
     return Batch(data.arrays, data.masks, lengths)  # type: ignore[arg-type]
 
 
-def conform(data: Any, joint: Joint) -> Units:
+def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
     """New data for a trained posterior: `Units` with the arguments, shapes, masks and values it was trained for.
+
+    **Arguments**: `stand_ins` names arguments whose values are placeholders, which need not be possible.
 
     **Raises** `DataError` naming argument, expected and got.
     """
@@ -94,6 +96,7 @@ def conform(data: Any, joint: Joint) -> Units:
             f"{' and ' if missing and extra else ''}{'unknown ' + str(extra) if extra else ''}; "
             f"expected exactly {sorted(names)}"
         )
+    found = _in_stored_types(found, structure)
     batch = to_batch(found)
     masks: dict[str, Any] = dict(batch.masks)
     for argument in structure.arguments:
@@ -106,11 +109,31 @@ def conform(data: Any, joint: Joint) -> Units:
             array = found.arrays[argument.name]
             lengths[argument.name] = np.full(len(found), array.shape[1], np.int32)
     _check_lengths(structure, lengths, found.labels)
-    dtypes = {a.name: a.dtype for a in structure.arguments}
-    arrays = {name: np.asarray(array, dtypes[name]) for name, array in found.arrays.items()}
-    complete = dataclasses.replace(found, arrays=arrays, masks=masks, lengths=lengths)
-    check_values(joint, to_batch(complete), complete.labels.tolist())
+    complete = dataclasses.replace(found, masks=masks, lengths=lengths)
+    check_values(joint, to_batch(complete), complete.labels.tolist(), stand_ins)
     return complete
+
+
+def _in_stored_types(data: Units, structure: Structure) -> Units:
+    """Numbers in the types of training where they mean the same: whole floats as integers, integers as floats."""
+    arrays = dict(data.arrays)
+    for argument in structure.arguments:
+        array, wanted = arrays[argument.name], np.dtype(argument.dtype)
+        if array.dtype.kind == "f" and wanted.kind in "iu":
+            wrong = (array != np.round(array)) & np.asarray(data.masks.get(argument.name, True))
+            if wrong.any():
+                where = tuple(int(i) for i in np.argwhere(wrong)[0])
+                raise DataError(
+                    f"data['{argument.name}'] is {array[where]} at {structure.plate} '{data.labels[where[0]]}', but "
+                    f"the posterior was trained on whole numbers ({wanted}); correct it, or train on floats"
+                )
+        elif not np.can_cast(array.dtype, wanted, casting="same_kind"):
+            raise DataError(
+                f"data['{argument.name}'] has type {array.dtype}, but the posterior was trained on {wanted}; "
+                "convert it, or train on data of this type"
+            )
+        arrays[argument.name] = np.asarray(array, wanted)
+    return dataclasses.replace(data, arrays=arrays)
 
 
 def _check_lengths(structure: Structure, lengths: Mapping[str, np.ndarray], labels: np.ndarray) -> None:
@@ -139,11 +162,6 @@ def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.nda
         raise DataError(
             f"data['{argument.name}'] has shape {shape} per {plate}, but the posterior was trained for {want}; "
             "give arrays with the unit axis first and the same axes after it"
-        )
-    if not np.can_cast(array.dtype, np.dtype(argument.dtype), casting="same_kind"):
-        raise DataError(
-            f"data['{argument.name}'] has type {array.dtype}, but the posterior was trained on {argument.dtype}; "
-            "convert it, or train on data of this type"
         )
     if argument.name in batch.lengths and not argument.ragged:
         raise DataError(

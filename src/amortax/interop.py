@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ._errors import DataError
 from .chunks import row_mask
 from .data import Units
 from .joint.structure import Site, Structure
@@ -48,7 +49,7 @@ def _without_padding(site: Site, structure: Structure, data: Units, value: np.nd
         shape = [1, len(lengths)] + [1] * (value.ndim - 2)
         shape[axis + 2] = inside.shape[1]
         if not np.issubdtype(value.dtype, np.floating):
-            value = value.astype(np.float32)
+            value = value.astype(np.float64)  # which holds every int32
         value = np.where(inside.reshape(shape), value, np.nan)
     return value
 
@@ -66,9 +67,44 @@ def to_datatree(dataset: Any) -> Any:
     return xarray.DataTree.from_dict({"posterior": group})
 
 
-def values_of(structure: Structure, values: Any) -> tuple[dict[str, np.ndarray], int | None]:
-    """(site -> array, number of samples or None) of a dict of arrays or a Dataset with or without a `sample` dim."""
+def values_of(structure: Structure, values: Any, labels: np.ndarray) -> tuple[dict[str, np.ndarray], bool]:
+    """Latent values by site with a leading sample axis, then the unit axis in the order of `labels`.
+
+    **Arguments**: `values` a Dataset of draws (any order of dims and units), or site -> one value, unit axis first.
+
+    **Returns** the arrays, and whether `values` had a sample axis of its own.
+
+    **Raises** `DataError` for missing sites or units, and for other shapes.
+    """
+    sites = structure.of("local", "global")
+    names = [str(name) for name in (values.data_vars if hasattr(values, "data_vars") else values)]
+    if absent := [site.name for site in sites if site.name not in names]:
+        raise DataError(f"values has no site '{absent[0]}'; it has {sorted(names)}")
+    own = hasattr(values, "data_vars") and "sample" in values.dims
     if hasattr(values, "data_vars"):
-        count = values.sizes.get("sample")
-        return {str(name): np.asarray(v.values) for name, v in values.data_vars.items()}, count
-    return {name: np.asarray(v) for name, v in values.items()}, None
+        values = _ordered(structure, values, labels)
+    found = {}
+    for site in sites:
+        array = np.asarray(values[site.name])
+        array = array if own else array[None]
+        expected = ((len(labels),) if site.per_unit else ()) + site.kept_shape
+        if array.shape[1:] != expected:
+            raise DataError(
+                f"values['{site.name}'] has shape {array.shape[own:] if own else array.shape[1:]}, expected {expected}"
+                + (f": one value for each of the {len(labels)} units of data, unit axis first" * site.per_unit)
+            )
+        found[site.name] = array
+    return found, own
+
+
+def _ordered(structure: Structure, values: Any, labels: np.ndarray) -> Any:
+    """The Dataset with units in the order of `labels` and dims in the order of `to_dataset`."""
+    plate = structure.plate
+    if plate in values.dims:
+        if plate in values.coords:
+            known = set(np.asarray(values[plate]).tolist())
+            if absent := [label for label in labels.tolist() if label not in known]:
+                raise DataError(f"values has no {plate} '{absent[0]}', which data has; it has {len(known)} units")
+            values = values.sel({plate: labels})
+        values = values.transpose("sample", plate, ..., missing_dims="ignore")
+    return values.transpose("sample", ..., missing_dims="ignore")

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from . import answer
 from ._errors import ArtifactError, DataError
-from ._types import PyTree, Terms
+from ._types import PyTree, Terms, check_key, whole_number
 from .artifact import read_artifact, write_artifact
 from .checks.check import check
 from .checks.report import Report
@@ -59,7 +59,8 @@ class Posterior(eqx.Module):
 
         **Raises** `DataError` for data of another form, or impossible values.
         """
-        found = self._conform(data, num_samples)
+        check_key(key)
+        num_samples, found = whole_number("num_samples", num_samples), conform(data, self.joint)
         return to_dataset(self._structure, found, *answer.sample(self.joint, self.guide, found, num_samples, key))
 
     def predict(self, data: Any, *, num_samples: int, key: Array, at: Any = None) -> Any:
@@ -70,37 +71,33 @@ class Posterior(eqx.Module):
 
         **Returns** an `xarray.Dataset` as `sample` does.
         """
-        found = self._conform(data, num_samples)
-        place = found if at is None else self._conform(complete_responses(at, found, self.joint), num_samples)
-        if len(place) != len(found):
-            raise DataError(
-                f"at has {len(place)} units but data has {len(found)}; give the same units in the same order"
-            )
-        if set(place.labels.tolist()) == set(found.labels.tolist()) and np.any(place.labels != found.labels):
-            raise DataError("at has the units of data in another order; give the same units in the same order")
-        place = dataclasses.replace(place, labels=found.labels)
+        check_key(key)
+        num_samples, found = whole_number("num_samples", num_samples), conform(data, self.joint)
+        place = found if at is None else place_of(at, found, self.joint)
         drawn = answer.predict(self.joint, self.guide, found, place, num_samples, key)
         return to_dataset(self._structure, place, *drawn)
 
     def log_prob(self, values: Any, data: Any) -> Terms:
         """log q of constrained `values`, Jacobian included, in nats: one number per unit, and one for the globals.
 
-        **Arguments:** `values` site -> array with the unit axis first for locals, or a Dataset of draws, whose
-        `sample` dim then leads both parts of the answer; `data` the units.
+        **Arguments:** `values` site -> array with the unit axis first for locals, or a Dataset of draws, whose units
+        are matched to those of `data` by label, and whose `sample` dim then leads both parts of the answer; `data` the
+        units.
+
+        **Returns** `Terms`; -inf outside the support.
+
+        **Raises** `DataError` for missing sites, units, or other shapes.
         """
-        found = self._conform(data, 1)
-        arrays, count = values_of(self._structure, values)
-        arrays = {s.name: _value(arrays, s.name) for s in self._structure.of("local", "global")}
-        if count is None:
-            return answer.log_prob(self.joint, self.guide, found, arrays)
-        each = [
-            answer.log_prob(self.joint, self.guide, found, {n: v[i] for n, v in arrays.items()}) for i in range(count)
-        ]
-        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+        found = conform(data, self.joint)
+        arrays, has_samples = values_of(self._structure, values, found.labels)
+        if not arrays:
+            return Terms(jnp.zeros(len(found)), jnp.zeros(()))
+        terms = answer.log_prob(self.joint, self.guide, found, arrays)
+        return terms if has_samples else jax.tree.map(lambda x: x[0], terms)
 
     def encode(self, data: Any) -> np.ndarray:
         """Context vectors (units, context)."""
-        found = self._conform(data, 1)
+        found = conform(data, self.joint)
         return answer.encode(self.joint, self.guide, found)
 
     def check(self, data: Any, *, key: Array, training: Any = None, num_samples: int = 500) -> Report:
@@ -111,8 +108,9 @@ class Posterior(eqx.Module):
 
         **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
         """
-        found = self._conform(data, num_samples)
-        known = None if training is None else self._conform(training, num_samples)
+        check_key(key)
+        num_samples, found = whole_number("num_samples", num_samples), conform(data, self.joint)
+        known = None if training is None else conform(training, self.joint)
         for candidate in (found, known):
             if candidate is not None and candidate.fingerprint() == self.record.data_fingerprint:
                 return check(
@@ -136,11 +134,6 @@ class Posterior(eqx.Module):
     @property
     def _structure(self) -> Any:
         return self.plan.structure
-
-    def _conform(self, data: Any, num_samples: int) -> Units:
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise DataError(f"num_samples must be a whole number from 1, got {num_samples!r}")
-        return conform(data, self.joint)
 
     def _about(self) -> dict[str, str]:
         structure, record = self._structure, self.record
@@ -206,22 +199,33 @@ def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str
     return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
 
 
-def _value(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in arrays:
-        raise DataError(f"values has no site '{name}'; it has {sorted(arrays)}")
-    return arrays[name]
+def place_of(at: Any, data: Units, joint: Joint) -> Units:
+    """`at` as checked units that stand for those of `data`, one to one."""
+    found, drawn = complete_responses(at, data, joint)
+    place = conform(found, joint, stand_ins=drawn)
+    if len(place) != len(data):
+        raise DataError(f"at has {len(place)} units but data has {len(data)}; give the same units in the same order")
+    unnamed = place.labels.tolist() == list(range(len(place)))
+    if not unnamed and (differ := np.flatnonzero(place.labels != data.labels)).size:
+        first = int(differ[0])
+        raise DataError(
+            f"at has {joint.structure.plate} '{place.labels[first]}' where data has '{data.labels[first]}' (unit {first}); "
+            "give the same units in the same order, or `at` without labels"
+        )
+    return dataclasses.replace(place, labels=data.labels)
 
 
-def complete_responses(at: Any, data: Units, joint: Joint) -> Units:
-    """`at` with placeholders for the observed arguments it lacks: they are drawn, only their shapes count."""
+def complete_responses(at: Any, data: Units, joint: Joint) -> tuple[Units, list[str]]:
+    """`at` with placeholders for the observed arguments it lacks, which are named: only their shapes count."""
     structure = joint.structure
     axes = {a.name: a.axis for a in structure.arguments if a.axis and isinstance(at, Mapping) and a.name in at}
     place = at if isinstance(at, Units) else units(at, axes=axes or None, name=structure.plate)
-    arrays, masks, lengths = dict(place.arrays), dict(place.masks), dict(place.lengths)
+    arrays, masks, lengths, drawn = dict(place.arrays), dict(place.masks), dict(place.lengths), []
     for argument in structure.arguments:
         name = argument.name
         if name in arrays or argument.role != "observed":
             continue
+        drawn.append(name)
         fill = data.arrays[name]
         if not argument.ragged:
             arrays[name] = np.repeat(fill[:1], len(place), axis=0)
@@ -236,4 +240,4 @@ def complete_responses(at: Any, data: Units, joint: Joint) -> Units:
         arrays[name] = np.broadcast_to(fill[:1, :1], (len(place), size, *fill.shape[2:]))
         inside = row_mask(lengths[name], size).reshape(len(place), size, *(1,) * (fill.ndim - 2))
         masks[name] = np.broadcast_to(inside, arrays[name].shape)
-    return dataclasses.replace(place, arrays=arrays, masks=masks, lengths=lengths)
+    return dataclasses.replace(place, arrays=arrays, masks=masks, lengths=lengths), drawn

@@ -194,7 +194,9 @@ def test_hard_likelihoods_give_finite_frames_and_gradients(model):
     def frames(guide, shared):
         contexts = guide.encode(batch)
         frame, told = jax.vmap(lambda c, u: guide._frame(c, shared, u, joint))(contexts, batch)
-        return jnp.sum(jnp.tanh(frame.center)) + jnp.sum(jax.vmap(lambda f: f.log_det)(frame)) + sum(map(jnp.sum, told)), frame
+        return jnp.sum(jnp.tanh(frame.center)) + jnp.sum(jax.vmap(lambda f: f.log_det)(frame)) + sum(
+            map(jnp.sum, told)
+        ), frame
 
     for mu in (-5.0, 0.0, 5.0):
         (value, frame), gradient = frames(guide, jnp.asarray([mu]))

@@ -175,5 +175,5 @@ def test_predictions_have_the_exact_moments():
 
 def test_units_in_another_order_are_refused():
     data = ragged_data()
-    with pytest.raises(am.DataError, match="another order"):
+    with pytest.raises(am.DataError, match="the same units in the same order"):
         answering().predict(data, num_samples=2, key=jax.random.key(0), at=data.take([1, 0, 2, 3]))

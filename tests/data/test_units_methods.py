@@ -83,16 +83,20 @@ def test_padded(schools):
         schools.padded(4, {"size": 9})
 
 
-def test_fingerprint_sees_every_bit_and_not_the_order(schools):
+def test_fingerprint_sees_every_real_bit_and_no_order_padding_or_filling(schools):
     before = schools.fingerprint()
     assert len(before) == 64
     flipped = dataclasses.replace(schools, arrays=dict(reversed(schools.arrays.items())))
     assert flipped.fingerprint() == before
+    assert schools.take([2, 0, 3, 1]).fingerprint() == before
+    assert schools.padded(4, {"score": 9}).fingerprint() == before
+    hidden = np.where(schools.masks["score"], schools.arrays["score"], np.float32(7))
+    assert dataclasses.replace(schools, arrays=schools.arrays | {"score": hidden}).fingerprint() == before
     found = {before}
     for group in ("arrays", "masks", "lengths"):
         for key, array in getattr(schools, group).items():
             raw = np.frombuffer(array.tobytes(), np.uint8).copy()
-            raw[-1] ^= 1
+            raw[0] ^= 1  # of the first value, which is real
             changed = raw.view(array.dtype).reshape(array.shape)
             found.add(dataclasses.replace(schools, **{group: getattr(schools, group) | {key: changed}}).fingerprint())
     found.add(dataclasses.replace(schools, labels=np.array(list("abce"))).fingerprint())

@@ -5,7 +5,6 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -53,14 +52,6 @@ def small_blocks(monkeypatch):
 def fit(start=None, data=DATA, seed=0, objective=None, **options):
     objective = objective or am.ELBO(num_particles=2)
     return am.fit(start or plan(), data, key=jax.random.key(seed), objective=objective, **options)
-
-
-@pytest.fixture
-def unchecked():
-    """As for a user: without the type checks that only tests have."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def untrained(seed=0):

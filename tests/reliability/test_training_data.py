@@ -17,7 +17,6 @@ from test_training import (  # noqa: F401
     same,
     small_blocks,
     states,
-    unchecked,
 )
 
 import amortax as am
@@ -196,7 +195,7 @@ def test_held_out_units_stay_out_of_the_standardisation_and_out_of_later_runs(mo
     np.testing.assert_allclose(statistics["center"], seen[0].units.arrays["x"].mean(axis=0), rtol=1e-5)
 
 
-def test_the_average_of_a_short_run_is_judged_by_its_own_blocks(unchecked):  # noqa: F811
+def test_the_average_of_a_short_run_is_judged_by_its_own_blocks(unchecked):
     setting, average = None, {"w": np.float32(4.0)}
     seen = engine._Progression(best="best", best_elbo=-1.0, settled={"w": np.float32(8.0)}, num_settled=2)
     seen.means, seen.errors, seen.settled_blocks = [-900.0, -50.0, -1.02, -1.01, -1.0], [9.0, 1.0, 0.01, 0.01, 0.01], 3

@@ -125,4 +125,3 @@ def test_the_draws_of_a_posterior_draw_apart(built):
     assert len(np.unique(second)) >= 0.98 * second.size
     correlation = np.corrcoef(second.T) - np.eye(6)
     assert np.max(np.abs(correlation)) <= 5 / math.sqrt(3000) + 0.3  # the globals' own share; equal noise would give 1
-

@@ -97,10 +97,14 @@ def _elements(draws: Any, plate: str) -> Iterator[tuple[str, np.ndarray, bool]]:
 
 
 def summary(draws: Any, *, plate: str, unit: str) -> dict[str, Any]:
-    """Columns `unit`, site, mean, sd, q05, q50, q95: a row per number, globals first with no unit."""
+    """Columns `unit`, site, mean, sd, q05, q50, q95: a row per number, globals first with no unit.
+
+    A unit whose draws are no numbers has its rows, of NaN; what lies beyond a unit's own elements has none.
+    """
     labels = np.asarray(draws[plate].values).tolist()
     rows: list[tuple] = []
     found = sorted(_elements(draws, plate), key=lambda element: element[2])  # globals first, else as they come
+    firsts: dict[str, np.ndarray] = {}  # of every site, whether its first element is a number, unit by unit
     for name, values, per_unit in found:
         values = np.atleast_2d(values.astype(np.float64).T)
         moments = [
@@ -108,8 +112,9 @@ def summary(draws: Any, *, plate: str, unit: str) -> dict[str, Any]:
             values.std(1, ddof=min(1, values.shape[1] - 1)),
             *np.quantile(values, QUANTILES, axis=1),
         ]
-        for label, *numbers in zip(labels if per_unit else [None], *moments, strict=True):
-            if not np.isnan(numbers[0]):  # beyond the unit's own elements
+        real = firsts.setdefault(name.partition("[")[0], ~np.isnan(moments[0]))
+        for label, has_first, *numbers in zip(labels if per_unit else [None], real, *moments, strict=True):
+            if not (np.isnan(numbers[0]) and has_first):  # else beyond the unit's own elements
                 rows.append((label, name, *numbers))
     names = (unit, "site", "mean", "sd", *(f"q{round(100 * level):02d}" for level in QUANTILES))
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

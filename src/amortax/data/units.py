@@ -134,17 +134,30 @@ class Units:
         return wider._select(np.minimum(np.arange(num_units), len(self) - 1))
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of every name, type, shape and bit; the order of the arguments doesn't count."""
+        """SHA-256 (hex) of what the units are: neither their order nor padding nor what fills a gap counts."""
         digest = hashlib.sha256()
-        plain = {"name": self.name, "axes": self.axes, "categories": self.categories}
+        kinds = {key: (x.dtype.kind, x.shape[1 + (key in self.lengths) :]) for key, x in self.arrays.items()}
+        plain = {"name": self.name, "axes": self.axes, "categories": self.categories, "arguments": kinds}
         digest.update(json.dumps(plain, sort_keys=True).encode())
-        groups = {"arrays": self.arrays, "masks": self.masks, "lengths": self.lengths, "labels": {"": self.labels}}
-        for kind, group in groups.items():
-            for key in sorted(group):
-                array = np.ascontiguousarray(group[key])
-                digest.update(json.dumps([kind, key, array.dtype.str, array.shape]).encode())
-                digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(np.sort(self.unit_fingerprints()).tobytes())
         return digest.hexdigest()
+
+    def unit_fingerprints(self) -> np.ndarray:
+        """64 bits of every unit's label and real values (N,): by these a unit is known again, wherever it stands."""
+        digests = [hashlib.blake2b(str(label).encode(), digest_size=8) for label in self.labels.tolist()]
+        for key in sorted(self.arrays):
+            values, mask = np.ascontiguousarray(self.arrays[key]), self.masks.get(key)
+            lengths = self.lengths.get(key)
+            if mask is not None:
+                values = np.where(mask, values, values.dtype.type(0))
+                mask = np.ascontiguousarray(mask)
+            for unit, digest in enumerate(digests):
+                own = slice(None) if lengths is None else slice(int(lengths[unit]))
+                digest.update(f"/{key}/{'' if lengths is None else lengths[unit]}/".encode())
+                digest.update(values[unit][own].tobytes() if values.ndim > 1 else values[unit].tobytes())
+                if mask is not None and not (real := mask[unit][own] if mask.ndim > 1 else mask[unit]).all():
+                    digest.update(real.tobytes())
+        return np.array([int.from_bytes(digest.digest(), "little") for digest in digests], np.uint64)
 
 
 def read_labels(labels: Any, num_units: int | None = None) -> np.ndarray:

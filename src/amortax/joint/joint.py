@@ -71,19 +71,23 @@ class Joint(eqx.Module):
         return {site.name: site.keep(records[site.name].value) for site in sites}
 
     def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
-        """Unconstrained (locals, globals) of one unit's constrained `values`, and log |d values / d unconstrained|."""
-        free, shapes = {}, {}
+        """Unconstrained (locals, globals) of one unit's constrained `values`, and log |d values / d unconstrained|.
+
+        Where a value lies outside its support the last is inf, and the others stand somewhere inside.
+        """
+        free, inside = {}, {}
         sites = self.structure.of("local", "global")
         given = {s.name: jnp.reshape(jnp.asarray(values[s.name]), s.model_shape) for s in sites}
         records = run(self.model, self._arguments(unit), key=jax.random.key(0), given=given, params=self.params)
         for site in sites:
-            free[site.name] = records[site.name].to_free()
-            shapes[site.name] = free[site.name].shape
+            record = records[site.name]
+            inside[site.name] = jnp.all(record.fn.support(record.value))
+            free[site.name] = jnp.where(inside[site.name], record.to_free(), 0.0)
         local, shared = self.structure.pack("local", free), self.structure.pack("global", free)
         placed = self._run(local, shared, unit, key=jax.random.key(0))
         jacobian = Terms(jnp.zeros(()), jnp.zeros(()))
         for site in sites:
-            log_det = jnp.sum(jnp.asarray(placed[site.name].jacobian))
+            log_det = jnp.where(inside[site.name], jnp.sum(jnp.asarray(placed[site.name].jacobian)), jnp.inf)
             step = Terms(log_det, jnp.zeros(())) if site.per_unit else Terms(jnp.zeros(()), log_det)
             jacobian = jacobian + step
         return local, shared, jacobian

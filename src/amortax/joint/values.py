@@ -6,7 +6,7 @@ a value; here they are errors that name the unit, the place and the value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -22,10 +22,11 @@ from .structure import Argument, Site, Structure
 CHUNK = 4096
 
 
-def check_values(joint: Joint, data: Batch, labels: Sequence[Any]) -> None:
+def check_values(joint: Joint, data: Batch, labels: Sequence[Any], stand_ins: Collection[str] = ()) -> None:
     """Raises `DataError` at the first gap that must not be, index out of range, or value outside its support.
 
-    **Arguments**: `data` all units as host arrays; `labels` what each unit is called.
+    **Arguments**: `data` all units as host arrays; `labels` what each unit is called; `stand_ins` arguments whose
+    values nobody gave, and which need not be possible.
     """
     structure = joint.structure
     for argument in structure.arguments:
@@ -34,7 +35,11 @@ def check_values(joint: Joint, data: Batch, labels: Sequence[Any]) -> None:
         if argument.categories is not None:
             _check_index(argument.name, argument.categories, data, labels, structure.plate)
     observed = tuple(s for s in structure.of("observed") if s.per_unit)
-    supported = tuple(s for s in observed if s.checkable)
+    given = not stand_ins  # a function of the data can't be told apart from one of a placeholder
+    supported = tuple(
+        s for s in observed if s.checkable and (given if s.argument is None else s.argument not in stand_ins)
+    )
+    data = _bucketed(data)
     size = len(labels)
     chunk = min(CHUNK, 1 << (size - 1).bit_length())  # few shapes, so that other numbers of units compile nothing
     for start in range(0, size, chunk) if observed else ():
@@ -47,6 +52,22 @@ def check_values(joint: Joint, data: Batch, labels: Sequence[Any]) -> None:
         for site, bad in zip(observed, partly, strict=False):
             if found := _first(bad):
                 _refuse_partly(site, found, labels[rows[found[0]]], structure.plate)
+
+
+def _bucketed(data: Batch) -> Batch:
+    """Ragged axes padded to powers of two, so that other lengths compile nothing."""
+
+    def longer(values: Any, last: bool) -> dict[str, np.ndarray]:
+        found = {}
+        for name, x in values.items():
+            more = (1 << max(x.shape[1] - 1, 0).bit_length()) - x.shape[1] if name in data.lengths else 0
+            if more:
+                tail = np.repeat(np.asarray(x)[:, -1:], more, axis=1)
+                x = np.concatenate([x, tail if last else np.zeros_like(tail)], axis=1)
+            found[name] = x
+        return found
+
+    return Batch(longer(data.arrays, True), longer(data.masks, False), data.lengths)
 
 
 def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], plate: str) -> None:

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from .._errors import FitError
-from .._types import Batch, PyTree
+from .._types import Batch, PyTree, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, batch_size
@@ -52,8 +52,8 @@ class Run:
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise FitError(f"{name} must be a whole number from 1, got {value!r}")
+            if value is not None:
+                object.__setattr__(self, name, whole_number(name, value, FitError))
 
 
 @dataclasses.dataclass
