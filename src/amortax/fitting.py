@@ -102,7 +102,7 @@ def _merge(run: Run, num_steps: int | None, batch_size: int | None) -> Run:
 
 
 def _hold_out(plan: Plan, data: Units, run: Run, joint: Joint) -> tuple[Units, Batch | None]:
-    """(training units, held-out batch or None): the same units of the same data in every run, so none was trained on."""
+    """(training units, held-out batch or None): of the same data the same in every run, so that none was trained on."""
     if run.validation is not None:
         return data, drop_full_masks(to_batch(conform(run.validation, joint)), plan.structure)
     learned = bool(plan.structure.params) and not plan.structure.size("global")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._errors import DataError, GuideError
+from ._errors import DataError, GuideError, ModelError
 from ._recipe import Recipe, from_json
 from ._types import Fixed
 from .describe import describe
@@ -106,6 +106,7 @@ def inputs_of(structure: Structure) -> Inputs:
             a.masked,
             a.role == "observed",
             a.categories,
+            a.first_category,
             a.positive,
         )
         for a in structure.arguments
@@ -125,6 +126,8 @@ def choose(
     """Fills in what the user left open."""
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
+    if not local and not shared:
+        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn")
     if not local:
         _refuse({"encoder": encoder, "family": family, "head": head}, "the model has no local latents")
     if not shared:

@@ -209,8 +209,8 @@ def place_of(at: Any, data: Units, joint: Joint) -> Units:
     if not unnamed and (differ := np.flatnonzero(place.labels != data.labels)).size:
         first = int(differ[0])
         raise DataError(
-            f"at has {joint.structure.plate} '{place.labels[first]}' where data has '{data.labels[first]}' (unit {first}); "
-            "give the same units in the same order, or `at` without labels"
+            f"at has {joint.structure.plate} '{place.labels[first]}' where data has '{data.labels[first]}' "
+            f"(unit {first}); give the same units in the same order, or `at` without labels"
         )
     return dataclasses.replace(place, labels=data.labels)
 

@@ -271,7 +271,8 @@ def test_counts_are_seen_on_the_log_scale_too():
 
 def test_a_recipe_for_other_data_is_an_error():
     key = jax.random.key(0)
-    with pytest.raises(am.GuideError, match=r"\['dose', 'kind', 'effect'\] lie along plate 'house'; use am.deep_set"):
+    expected = r"\['dose', 'kind', 'effect'\] differ in length along plate 'house'; use am.deep_set"
+    with pytest.raises(am.GuideError, match=expected):
         am.dense().build(SET, key=key)
     for name, recipe in SETS.items():
         with pytest.raises(am.GuideError, match=rf"am.{name}\(\) needs arrays along an inner plate.*use am.dense"):

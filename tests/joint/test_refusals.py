@@ -269,7 +269,7 @@ def test_what_the_model_raises_names_its_own_line(model, reason):
 
 
 RECIPES = [
-    (ragged, R, {"encoder": dense()}, ["am.dense()", "['y'] lie along plate 'e'", "am.deep_set()"]),
+    (ragged, R, {"encoder": dense()}, ["am.dense()", "['y'] differ in length along plate 'e'", "am.deep_set()"]),
     (simple, XY, {"shared_family": low_rank(7)}, ["low_rank(rank=7) on 1 dimensions"]),
     (ragged, R, {"shared_family": full()}, ["shared_family=full(", "no global latents", "leave it out"]),
     (ragged, R, {"head": newton()}, ["head=newton(", "no global latents", "leave it out"]),

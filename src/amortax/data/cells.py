@@ -17,6 +17,7 @@ import numpy as np
 from .._errors import DataError
 
 Place = Callable[[tuple[int, ...]], str]  # index into the values -> how an error names that place
+MERGED = 1e-3  # of the spread of an argument, by which float32 may round it
 
 
 def read(raw: Any, place: Place) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +206,20 @@ def standard(
     if wanted.kind == "f":
         advice = f"too large for {wanted}; rescale the argument, or set jax_enable_x64"
         _refuse(np.isinf(narrow), values, place, advice)
+        _refuse_merged(values, narrow, mask, place)
     return narrow, mask
+
+
+def _refuse_merged(values: np.ndarray, narrow: np.ndarray, mask: np.ndarray, place: Place) -> None:
+    """Numbers that differ by less than their type can tell apart: seconds since 1970, projected coordinates."""
+    if values.dtype != np.float64 or narrow.dtype == np.float64 or not mask.any():
+        return
+    wide, off = np.where(mask, values, values[mask].flat[0]), np.abs(np.where(mask, values - narrow, 0.0))
+    advice = (
+        f"{narrow.dtype} merges it with others (it is off by {off.max():.3g}, all values span {np.ptp(wide):.3g}); "
+        "subtract a constant from the argument, or set jax_enable_x64"
+    )
+    _refuse((off > MERGED * np.ptp(wide)) & (np.ptp(wide) > 0), values, place, advice)
 
 
 def _like(values: np.ndarray, mask: np.ndarray, wanted: np.dtype, place: Place) -> np.ndarray:

@@ -33,6 +33,7 @@ class Feature:
     masked: bool = False
     response: bool = False
     categories: int | None = None
+    first_category: int = 0
     positive: bool = False
 
     @property
@@ -111,11 +112,11 @@ class Features(eqx.Module):
     def _numbers(self, feature: Feature, unit: Batch) -> Array:
         value, mask = unit.arrays[feature.name], unit.masks.get(feature.name)
         if feature.categories:
-            numbers = self.embeddings[feature.name][value]
+            numbers = self.embeddings[feature.name][value - feature.first_category]
         else:
             known = jax.tree.map(jax.lax.stop_gradient, self.statistics.value[feature.name])
             number = value.astype(jnp.result_type(float))
-            numbers = ((number - known["center"]) / known["scale"])[..., None]
+            numbers = (_less(value, known["center"]) / known["scale"])[..., None]
             if feature.positive:
                 logarithm = (jnp.log1p(jnp.maximum(number, 0.0)) - known["log_center"]) / known["log_scale"]
                 numbers = jnp.concatenate([numbers, logarithm[..., None]], axis=-1)
@@ -137,6 +138,15 @@ class Features(eqx.Module):
             ]
             weight = weight * jnp.any(jnp.stack(told), axis=0)
         return weight
+
+
+def _less(value: Array, center: Array) -> Array:
+    """`value - center` as floats; of large integers taken in integers, which do not merge."""
+    plain = value.astype(center.dtype) - center
+    if jnp.issubdtype(value.dtype, jnp.floating) or value.dtype == bool:
+        return plain
+    whole = jnp.round(center).astype(jnp.int32)
+    return jnp.where(jnp.abs(center) > 2.0**20, (value.astype(jnp.int32) - whole).astype(center.dtype), plain)
 
 
 class AbstractEncoder(eqx.Module):

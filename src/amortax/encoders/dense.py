@@ -23,13 +23,14 @@ class dense(Recipe):
     depth: int = 2
 
     def build(self, inputs: Inputs, *, key: Array) -> Dense:
-        """The encoder for these inputs."""
-        if inputs.plates:
+        """The encoder for these inputs; elements along a plate of fixed size are numbers with places of their own."""
+        if ragged := [f for f in inputs.features if None in f.shape]:
             raise GuideError(
-                f"am.dense() reads arrays of fixed size, but {[f.name for f in inputs.along(inputs.plates[0])]} lie "
-                f"along plate '{inputs.plates[0]}'; use am.deep_set() or am.attention_set()"
+                f"am.dense() reads arrays of fixed size, but {[f.name for f in ragged]} differ in length along plate "
+                f"'{ragged[0].plate}'; use am.deep_set() or am.attention_set()"
             )
-        return Dense(inputs, self.width, self.depth, key=key)
+        plain = tuple(dataclasses.replace(f, plate=None, plate_axis=0) for f in inputs.features)
+        return Dense(Inputs(plain), self.width, self.depth, key=key)
 
 
 class Dense(AbstractEncoder):

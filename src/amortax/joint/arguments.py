@@ -36,6 +36,7 @@ def argument_of(
     if name in data.lengths:
         shape[0] = None
     plate_name, plate_axis = _along(name, array, data, one, inner, plate)
+    least, count = links.indexed.get(name, (0, None)) if array.dtype.kind in "iu" else (0, None)
     observing = [seen for seen in one.values() if seen.argument == name]
     return Argument(
         name,
@@ -46,7 +47,8 @@ def argument_of(
         plate_name,
         plate_axis,
         masked=name in data.masks,
-        categories=links.indexed.get(name) if array.dtype.kind in "iu" else None,
+        categories=count,
+        first_category=least if count else 0,
         positive=any("nonnegative" in s.support.lower() or "positive" in s.support.lower() for s in observing),
         needed=_needed(name, array, one, links),
     )

@@ -21,36 +21,91 @@ from .trace import Record, run
 
 Sources = frozenset[str]
 _NONE: Sources = frozenset()
+_UNCHANGED = {
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "convert_element_type",
+    "copy",
+    "expand_dims",
+    "transpose",
+    "slice",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """A variable that is an input itself, in another shape, plus a constant."""
+
+    name: str
+    offset: int = 0
 
 
 class Reach:
-    """Sources of every output of a jaxpr, and for every source used as an index the axis length it points into."""
+    """Sources of every output of a jaxpr, and for every input used as an index (the least value, the axis length)."""
 
     def __init__(self, closed: ClosedJaxpr, inputs: list[str]) -> None:
-        self.indexed: dict[str, int] = {}
-        self.outputs = self._walk(closed.jaxpr, [frozenset([name]) for name in inputs])
+        self.indexed: dict[str, tuple[int, int]] = {}
+        start: list[tuple[Shifted | None, ...]] = [(Shifted(name),) for name in inputs]
+        self.outputs = self._walk(closed.jaxpr, [frozenset([name]) for name in inputs], start)[0]
 
-    def _walk(self, jaxpr: Jaxpr, inputs: list[Sources]) -> list[Sources]:
+    def _walk(
+        self, jaxpr: Jaxpr, inputs: list[Sources], given: list[tuple[Shifted | None, ...]]
+    ) -> tuple[list[Sources], list[tuple[Shifted | None, ...]]]:
         known: dict[Any, Sources] = dict(zip(jaxpr.invars, inputs, strict=True))
+        columns = dict(zip(jaxpr.invars, given, strict=True))  # along the last axis of an index, one for each input
+
+        def of(variable: Any) -> tuple[Sources, tuple[Shifted | None, ...]]:
+            literal = isinstance(variable, Literal)
+            return (_NONE, (None,)) if literal else (known.get(variable, _NONE), columns.get(variable, (None,)))
+
         for equation in jaxpr.eqns:
-            sources = [_NONE if isinstance(v, Literal) else known.get(v, _NONE) for v in equation.invars]
-            self._note_index(equation, sources)
+            sources, shifted = [of(v)[0] for v in equation.invars], [of(v)[1] for v in equation.invars]
+            self._note_index(equation, shifted)
             inner = _inlined(equation)
             if inner is not None and len(inner.jaxpr.invars) == len(sources):
-                outputs = self._walk(inner.jaxpr, sources)
+                outputs, kept = self._walk(inner.jaxpr, sources, shifted)
             else:
                 outputs = [_NONE.union(*sources)] * len(equation.outvars)
+                kept = [_shift(equation, shifted)] * len(equation.outvars)
             known.update(zip(equation.outvars, outputs, strict=True))
-        return [_NONE if isinstance(v, Literal) else known.get(v, _NONE) for v in jaxpr.outvars]
+            columns.update(zip(equation.outvars, kept, strict=True))
+        found = [of(v) for v in jaxpr.outvars]
+        return [sources for sources, _ in found], [shifted for _, shifted in found]
 
-    def _note_index(self, equation: Any, sources: list[Sources]) -> None:
-        if equation.primitive.name != "gather":
+    def _note_index(self, equation: Any, shifted: list[tuple[Shifted | None, ...]]) -> None:
+        """What a gather or a slice of one element says of the inputs that point into it."""
+        if equation.primitive.name == "gather":
+            axes, index = equation.params["dimension_numbers"].start_index_map, shifted[1]
+        elif equation.primitive.name == "dynamic_slice":
+            axes = [i for i, size in enumerate(equation.params["slice_sizes"]) if size == 1]
+            index = tuple(shifted[1 + axis][0] for axis in axes)
+        else:
             return
-        axes = equation.params["dimension_numbers"].start_index_map
-        if len(axes) == 1:
-            length = equation.invars[0].aval.shape[axes[0]]
-            for name in sources[1]:
-                self.indexed[name] = min(length, self.indexed.get(name, length))
+        for axis, column in zip(axes, index, strict=False):
+            if column is not None:
+                least, length = -column.offset, equation.invars[0].aval.shape[axis]
+                known = self.indexed.get(column.name, (least, length))
+                self.indexed[column.name] = max(known[0], least), min(known[1], length)
+
+
+def _shift(equation: Any, shifted: list[tuple[Shifted | None, ...]]) -> tuple[Shifted | None, ...]:
+    """What an operation makes of inputs that are arguments plus constants; None where it is something else."""
+    name = equation.primitive.name
+    if name in _UNCHANGED:
+        return shifted[0]
+    if name == "concatenate" and equation.params["dimension"] == len(equation.outvars[0].aval.shape) - 1:
+        return tuple(column for columns in shifted for column in columns)
+    if name == "select_n":  # of x and x + n: a negative index counts from the end
+        return shifted[1] if len({c[0].name if c[0] else None for c in shifted[1:]}) == 1 else (None,)
+    if name in {"add", "sub"}:
+        first, second = equation.invars[:2]
+        if isinstance(second, Literal) and shifted[0][0] is not None:
+            step = int(second.val) if name == "add" else -int(second.val)
+            return (dataclasses.replace(shifted[0][0], offset=shifted[0][0].offset + step),)
+        if isinstance(first, Literal) and shifted[1][0] is not None and name == "add":
+            return (dataclasses.replace(shifted[1][0], offset=shifted[1][0].offset + int(first.val)),)
+    return (None,)
 
 
 def _inlined(equation: Any) -> ClosedJaxpr | None:
@@ -69,7 +124,7 @@ class Dependencies:
     observed_arguments: frozenset[str]
     lagged: Mapping[str, str]  # an observed argument -> the first site whose distribution it changes
     derived: Mapping[str, frozenset[str]]  # an observed site -> the arguments of which its value is made
-    indexed: Mapping[str, int]
+    indexed: Mapping[str, tuple[int, int]]  # an argument that is an index -> (its least value, the axis length)
     checkable: frozenset[str]  # observed sites whose support depends on no latent
 
 

@@ -92,6 +92,15 @@ class Joint(eqx.Module):
             jacobian = jacobian + step
         return local, shared, jacobian
 
+    def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
+        """One draw of unconstrained (locals, globals) from the prior; observed sites need no sampler."""
+        with reading(self.model):
+            records = run(
+                self.model, self._arguments(unit), key=key, params=self.params, simulate=True, keep_observed=True
+            )
+        free = {s.name: records[s.name].to_free() for s in self.structure.of("local", "global")}
+        return self.structure.pack("local", free), self.structure.pack("global", free)
+
     def simulate_shared(self, key: Array, unit: Batch) -> Array:
         """One draw of the unconstrained globals from their prior; `unit` only gives shapes."""
         records = run(self.model, self._arguments(unit), key=key, params=self.params, simulate=True)

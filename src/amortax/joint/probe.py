@@ -1,9 +1,10 @@
 """Is the model separable by unit? Computed on a few real units, since reading the program can't tell.
 
-At standard normal unconstrained latents, every site's log density in one call with three units must equal, element by
-element, those of three calls with one unit; longer padding and other values under a mask must change nothing; and
+At standard normal unconstrained latents, every site's log density in one call with a few units must equal, element by
+element, those of calls with one unit each; longer padding and other values under a mask must change nothing; and
 elements of an inner plate are exchangeable if permuting them changes no site's sum. Nothing of this raises by itself
-when it is wrong.
+when it is wrong. Equal rows or parameters that start at zero would hide it: units are chosen to differ, covariates are
+shrunk by other factors in each, and parameters are moved off where they start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .observe import reading
 from .structure import InnerPlate, Site, Structure
 from .trace import run
 
+MOST_UNITS = 8
 RELATIVE = 1e-5  # float32 noise of the same arithmetic in another batch shape
 
 
@@ -32,10 +34,10 @@ Density = Callable[[Batch, dict[str, np.ndarray]], Facts]
 
 
 def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, key: jax.Array) -> Structure:
-    """Checks separability, masks and padding on three units of `data`; returns what it learns of exchangeability."""
-    units = _pick(data)
+    """Checks separability, masks and padding on a few units of `data`; returns what it learns of exchangeability."""
+    units = _varied(_pick(data), structure)
     num_units = len(next(iter(units.arrays.values())))
-    density = _compiled(model, structure, params, key)
+    density = _compiled(model, structure, _moved(params, key), key)
     free = _latents(structure, num_units)
     together = density(units, free)
     for other in _refilled(units):
@@ -86,18 +88,46 @@ def initial_params(model: Callable, structure: Structure, data: Batch, key: jax.
 
 
 def _pick(data: Batch) -> Batch:
-    """Three units: the shortest and longest where they differ in length, one with missing values where there is one."""
+    """Units that differ: shortest and longest, least and greatest in every argument, one with missing values."""
     num = len(next(iter(data.arrays.values())))
-    chosen = list(range(min(3, num)))
-    if data.lengths and num > 3:
-        order = np.argsort(next(iter(data.lengths.values())), kind="stable")
-        chosen = [int(order[0]), int(order[num // 2]), int(order[-1])]
+    chosen = list(range(min(2, num)))
+    for lengths in data.lengths.values():
+        chosen += [int(np.argmin(lengths)), int(np.argmax(lengths))]
     holes = np.zeros(num, bool)
-    for name, mask in data.masks.items():
-        holes |= (own_places(mask, data.lengths.get(name)) & ~np.asarray(mask)).reshape(num, -1).any(axis=1)
-    if holes.any() and not holes[chosen].any():
-        chosen[len(chosen) // 2] = int(np.argmax(holes))
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[chosen]), data)
+    for name, array in data.arrays.items():
+        mask: Any = np.asarray(data.masks.get(name, np.ones(array.shape, bool)))
+        holes |= (own_places(mask, data.lengths.get(name)) & ~mask).reshape(num, -1).any(axis=1)
+        levels = np.where(mask, np.asarray(array, np.float64), 0.0).reshape(num, -1).sum(axis=1)
+        chosen += [int(np.argmin(levels)), int(np.argmax(levels))]
+    chosen += [int(np.argmax(holes))] if holes.any() else []
+    rows = list(dict.fromkeys(chosen))
+    rows = sorted({*rows[: MOST_UNITS - 1], rows[-1]})
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
+
+
+def _varied(units: Batch, structure: Structure) -> Batch:
+    """Every unit's numeric covariates shrunk by a factor of its own, which keeps their signs and bounds around zero."""
+    arrays = dict(units.arrays)
+    for argument in structure.arguments:
+        array = arrays[argument.name]
+        if argument.role == "covariate" and jnp.issubdtype(array.dtype, jnp.floating):
+            factors = 1.0 - 0.3 * np.random.default_rng(1).random(array.shape[0])
+            arrays[argument.name] = array * factors.reshape(-1, *(1,) * (array.ndim - 1)).astype(array.dtype)
+    return Batch(arrays, units.masks, units.lengths)
+
+
+def _moved(params: PyTree, key: jax.Array) -> PyTree:
+    """Free parameters a tenth of their size off where they start, so that a start at zero hides nothing."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, max(len(leaves), 1))
+
+    def moved(key: jax.Array, leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        size = jnp.sqrt(jnp.mean(leaf**2))
+        return leaf + 0.1 * jnp.where(size > 0, size, 1.0) * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return jax.tree.unflatten(treedef, [moved(k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
 
 
 def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Array) -> Density:

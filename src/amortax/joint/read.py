@@ -19,6 +19,7 @@ from .refuse import (
     refuse_latents,
     refuse_other_lengths,
     refuse_plates,
+    refuse_ragged_events,
     refuse_sites,
     refuse_sizes,
     refuse_unobserved,
@@ -51,6 +52,7 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     links = dependencies(model, specs, one, inside, plate)
     refuse_unobserved(one, list(data.arrays), plate)
     arguments = tuple(argument_of(name, data, axes, one, links, inner, plate) for name in names)
+    refuse_ragged_events(arguments, plate)
     frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
     return Structure(
         model=name_of(model),

@@ -11,6 +11,7 @@ from .._errors import DataError, ModelError
 from .._types import Batch
 from .layout import omitted_arguments
 from .observe import Seen, name_of, observe
+from .structure import Argument
 
 NESTED = """write one row per unit and nest the plates:
     with numpyro.plate("{plate}", x.shape[0], dim=-2):       # x: (units, elements)
@@ -153,3 +154,13 @@ def refuse_unobserved(one: dict[str, Seen], names: Sequence[str], plate: str) ->
             f"no site inside plate '{plate}' is observed, so units tell nothing: observe one with obs=, "
             f"through an argument that the data (with {sorted(names)}) has"
         )
+
+
+def refuse_ragged_events(arguments: Sequence[Argument], plate: str) -> None:
+    """Units of other lengths need a plate along which their elements lie: an event has one size."""
+    for argument in arguments:
+        if argument.ragged and argument.plate is None:
+            raise ModelError(
+                f"data['{argument.name}'] differs in length by {plate}, but its elements lie along no plate inside "
+                f"'{plate}' (an event, .to_event, has one size); " + NESTED.format(plate=plate)
+            )

@@ -60,12 +60,13 @@ class Argument:
     plate_axis: int = 0  # the axis of one unit's array along that plate
     masked: bool = False
     categories: int | None = None  # an index into an axis of this length
+    first_category: int = 0  # the value that stands for its first element
     positive: bool = False  # observed counts or positive numbers: encoders also see the logarithm
     needed: str = ""  # why none of it may be missing, or empty
 
     def facts(self) -> tuple[Any, ...]:
         """What makes it the same argument."""
-        return (self.dtype, self.shape, self.axis, self.role, self.categories)
+        return (self.dtype, self.shape, self.axis, self.role, self.categories, self.first_category)
 
     @property
     def ragged(self) -> bool:

@@ -152,15 +152,16 @@ def run(
     given: Mapping[str, Array] | None = None,
     params: Any = None,
     simulate: bool = False,
+    keep_observed: bool = False,
 ) -> dict[str, Record]:
     """Runs the model once and returns its sites by name.
 
     **Arguments**: `arguments` the model's keyword arguments, in its own layout; `unconstrained` and `given` values of
     latent sites, free and constrained; `params` free values of parameters; latents in neither get stand-ins, or with
-    `simulate` draws from the prior, and then observed sites too are drawn, whatever was observed.
+    `simulate` draws from the prior, and then observed sites too are drawn unless `keep_observed`.
     """
     placed = _Place(model, unconstrained or {}, given or {}, params or {}, key, simulate)
-    program: Callable = handlers.uncondition(placed) if simulate else placed
+    program: Callable = handlers.uncondition(placed) if simulate and not keep_observed else placed
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         traced = handlers.trace(handlers.seed(program, rng_seed=key)).get_trace(**arguments)
     return {name: _record(site, placed.jacobians.get(name)) for name, site in traced.items()}

@@ -33,7 +33,7 @@ def check_values(joint: Joint, data: Batch, labels: Sequence[Any], stand_ins: Co
         if argument.needed:
             _check_complete(argument, data, labels, structure.plate)
         if argument.categories is not None:
-            _check_index(argument.name, argument.categories, data, labels, structure.plate)
+            _check_index(argument, data, labels, structure.plate)
     observed = tuple(s for s in structure.of("observed") if s.per_unit)
     given = not stand_ins  # a function of the data can't be told apart from one of a placeholder
     supported = tuple(
@@ -57,7 +57,7 @@ def check_values(joint: Joint, data: Batch, labels: Sequence[Any], stand_ins: Co
 def _bucketed(data: Batch) -> Batch:
     """Ragged axes padded to powers of two, so that other lengths compile nothing."""
 
-    def longer(values: Any, last: bool) -> dict[str, np.ndarray]:
+    def longer(values: Any, last: bool) -> dict[str, Any]:
         found = {}
         for name, x in values.items():
             more = (1 << max(x.shape[1] - 1, 0).bit_length()) - x.shape[1] if name in data.lengths else 0
@@ -84,13 +84,14 @@ def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], plat
         )
 
 
-def _check_index(name: str, count: int, data: Batch, labels: Sequence[Any], plate: str) -> None:
+def _check_index(argument: Argument, data: Batch, labels: Sequence[Any], plate: str) -> None:
+    name, least, count = argument.name, argument.first_category, argument.categories or 0
     value, mask = np.asarray(data.arrays[name]), data.masks.get(name)
-    wrong = (value < 0) | (value >= count)
+    wrong = (value < least) | (value >= least + count)
     if found := _first(wrong if mask is None else wrong & np.asarray(mask)):
         raise DataError(
             f"data['{name}'] is {value[found]} at {plate} '{labels[found[0]]}'{_place(found[1:])}, but the model "
-            f"uses it as an index into an axis of length {count}: expected 0 to {count - 1}; correct "
+            f"uses it as an index into an axis of length {count}: expected {least} to {least + count - 1}; correct "
             f"it, or make that axis longer"
         )
 

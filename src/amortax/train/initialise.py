@@ -32,7 +32,7 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
     guide = jax.jit(lambda k: eqx.filter(plan.build(k), eqx.is_array))(build_key)
     guide = eqx.combine(guide, plan.skeleton())
     if guide.encoder is not None:
-        statistics = training_statistics(plan.inputs, data)
+        statistics = training_statistics(guide.encoder.features.inputs, data)
         guide = eqx.tree_at(
             lambda g: g.encoder.features.statistics, guide, Fixed(jax.tree.map(jnp.asarray, statistics))
         )
@@ -52,18 +52,13 @@ def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Ar
     units = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
     if "improper" in joint.structure.cannot_simulate:
         return _neutral(joint.shared_size), _neutral(joint.local_size)
-    shared, local = _simulate(joint, jax.random.split(key, PRIOR_DRAWS), units)
+    local, shared = _simulate(joint, jax.random.split(key, PRIOR_DRAWS), units)
     return _quartiles(np.asarray(shared), _bent(joint, "global")), _quartiles(np.asarray(local), _bent(joint, "local"))
 
 
 @eqx.filter_jit
 def _simulate(joint: Joint, keys: Array, units: Batch) -> tuple[Array, Array]:
-    def draw(key: Array, unit: Batch) -> tuple[Array, Array]:
-        shared_key, local_key = jax.random.split(key)
-        shared = joint.simulate_shared(shared_key, unit)
-        return shared, joint.simulate(local_key, shared, unit)[0]
-
-    return jax.vmap(draw)(keys, units)
+    return jax.vmap(joint.draw_latents)(keys, units)
 
 
 def _neutral(size: int) -> dict[str, Array]:
