@@ -32,8 +32,9 @@ class UnitNumbers(eqx.Module):
     ess: Float[Array, "units r"]
     log_evidence: Float[Array, "units r"]  # log p̂_K(d_i | v_r): the K-sample bound
     elbo: Float[Array, "units r"]  # mean log weight over K
-    log_evidence_variance: Float[Array, "units r"]  # Monte-Carlo variance of log_evidence
     iw_elbo: Float[Array, "units r"]  # mean of the bounds of small groups of draws
+    elbo_variance: Float[Array, "units r"]  # of elbo and of iw_elbo, by Monte Carlo
+    iw_elbo_variance: Float[Array, "units r"]
 
 
 @eqx.filter_jit
@@ -104,14 +105,16 @@ GROUP = 50  # draws in one importance-weighted bound
 
 
 def summarise(log_weight: Float[Array, " k"]) -> tuple[Array, ...]:
-    """(k-hat, ESS, log evidence, ELBO, variance of log evidence, IW-ELBO) of one set of log weights.
+    """(k-hat, ESS, log evidence, ELBO, IW-ELBO, variances of these two) of one set of log weights.
 
-    The variance is the delta method's, (1/ESS - 1/K); the IW-ELBO is the mean bound over groups of `GROUP` draws.
+    The IW-ELBO is the mean bound over groups of `GROUP` draws; its variance is unknown (NaN) with a single group.
     """
     count = log_weight.shape[0]
     evidence = jax.nn.logsumexp(log_weight) - jnp.log(count)
     ess = effective_sample_size(log_weight)
     groups = log_weight[: count - count % GROUP].reshape(-1, min(GROUP, count)) if count >= GROUP else log_weight[None]
-    bound = jnp.mean(jax.nn.logsumexp(groups, axis=1) - jnp.log(groups.shape[1]))
-    variance = jnp.maximum(1.0 / ess - 1.0 / count, 0.0)
-    return pareto_k(log_weight), ess, evidence, jnp.mean(log_weight), variance, bound
+    bounds = jax.nn.logsumexp(groups, axis=1) - jnp.log(groups.shape[1])
+    many = bounds.shape[0] > 1
+    spread = jnp.var(bounds, ddof=1) / bounds.shape[0] if many else jnp.full((), jnp.nan)
+    numbers = pareto_k(log_weight), ess, evidence, jnp.mean(log_weight), jnp.mean(bounds)
+    return *numbers, jnp.var(log_weight, ddof=1) / count, spread

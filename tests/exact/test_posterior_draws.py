@@ -14,6 +14,7 @@ import amortax as am
 from amortax import answer
 from amortax._types import Batch
 from amortax.chunks import UNIT_BUCKETS
+from amortax.intake import conform
 
 TRACES = {"count": 0}
 
@@ -69,8 +70,12 @@ def test_draws_have_the_moments_of_the_guide(posterior):
     guide, joint = posterior.guide, posterior.joint
     batch = Batch({"x": jnp.asarray(data["x"])}, {}, {})
     keys = jax.random.split(jax.random.key(4), count)
-    draw = jax.jit(jax.vmap(lambda k: guide.sample_locals(k, guide.encode(batch), shared, batch, joint)[0]))
-    local = np.asarray(draw(keys), np.float64)[..., 0]
+    size, contexts = len(data["x"]), guide.encode(batch)
+
+    def draw(key):
+        return guide.place_locals(guide.local_noise(key, size), 0, contexts, shared, batch, joint)[0]
+
+    local = np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)[..., 0]
     sd = np.sqrt(covariances[:, 0, 0])
     assert np.all(np.abs(local.mean(axis=0) - means[:, 0]) <= 5 * sd / math.sqrt(count))
     assert np.all(np.abs(local.std(axis=0) / sd - 1) <= 5 / math.sqrt(2 * count))
@@ -86,7 +91,8 @@ def test_the_density_of_constrained_values_integrates_to_one(posterior):
     def log_q(rate):
         values = {"rate": rate, "level": jnp.asarray(0.4), "spread": jnp.asarray(0.7)}
         batch = Batch({"x": jnp.asarray(data["x"])}, {}, {})
-        return answer._log_prob(posterior.joint, posterior.guide, batch, values, local=("rate",)).unit
+        values = {name: value[None] for name, value in values.items()}
+        return answer._log_prob(posterior.joint, posterior.guide, batch, values, local=("rate",)).unit[0]
 
     densities = np.exp(np.asarray(jax.jit(jax.vmap(log_q))(grid), np.float64))
     integral = np.trapezoid(densities, at, axis=0)
@@ -112,8 +118,8 @@ def test_the_density_of_own_draws_is_that_of_sampling(posterior):
         assert float(terms.shared[s]) == pytest.approx(float(log_shared) - jacobian, abs=2e-3)
         for i in range(4):
             sample_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(unit_key, i), s))[0]
-            unit = jax.tree.map(lambda x, i=i: x[i], batch)
-            local, log_q = guide.sample_local(sample_key, contexts[i], shared, unit, joint)
+            unit, context = jax.tree.map(lambda x, i=i: x[i], (batch, contexts))
+            local, log_q = guide.sample_local(sample_key, context, shared, unit, joint)
             assert math.log(draws["rate"].values[s, i]) == pytest.approx(float(local[0]), abs=1e-4)
             assert float(terms.unit[s, i]) == pytest.approx(float(log_q) - float(local[0]), abs=2e-3)
 
@@ -131,7 +137,7 @@ def test_any_number_of_units_compiles_at_most_once_a_bucket(posterior):
     """The model's body runs only while something is traced. Reading the data is not counted here, sampling is."""
 
     def traces(units):
-        found = posterior._conform(some(units, seed=units), 11)
+        found = conform(some(units, seed=units), posterior.joint)
         before = TRACES["count"]
         answer.sample(posterior.joint, posterior.guide, found, 11, jax.random.key(7))
         return TRACES["count"] - before

@@ -168,7 +168,11 @@ NEW = [
     ),
     (TRAINED, {"x": TABLE, "y": np.where(TABLE > 1, NAN, TABLE)}, "but nothing was missing there in training"),
     (TRAINED, {"x": np.where(TABLE > 1, NAN, TABLE), "y": TABLE}, "it is a covariate"),
-    (CODED, {"k": ROWS_FLOAT + 0.5, "y": ROWS_FLOAT}, "but the posterior was trained on whole numbers (int32)"),
+    (
+        CODED,
+        {"k": [r + np.float32(0.5) for r in ROWS_FLOAT], "y": ROWS_FLOAT},
+        "but the posterior was trained on whole numbers (int32)",
+    ),
     (CODED, {"k": WRONG, "y": ROWS_FLOAT}, "data['k'] is 3 at u '2', element 1"),
     (CODED, {"k": ROWS, "y": ROWS_FLOAT[::-1]}, "both run along plate 'e' but differ in length at u '0': 1 and 2"),
     (CODED, {"k": np.ma.masked_equal(TABLE > 0, 1).astype(int), "y": TABLE}, "data['k'] is missing at u"),

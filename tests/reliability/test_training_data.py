@@ -26,7 +26,7 @@ from amortax.intake import as_units, to_batch
 from amortax.train import run as engine
 from amortax.train.groups import MOST_GROUPS, by_length
 from amortax.train.initialise import initialise
-from amortax.train.schedule import FACTORS, WINDOW, Schedule, adam, rises, set_step_size
+from amortax.train.schedule import FACTORS, WINDOW, Schedule, adam, diverges, rises, set_step_size
 from amortax.train.step import split_trainable
 
 # Rows
@@ -283,3 +283,43 @@ def test_the_step_size_acts_on_every_update():
     for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(tenth), strict=True):
         assert np.all(left < 0)
         np.testing.assert_allclose(0.1 * left, right, rtol=1e-5)
+
+
+def test_a_bound_that_stays_far_below_its_best_diverges():
+    calm, noise = [-3.0, -2.6, -2.6, -2.6, -2.6, -2.6, -2.6], [0.01] * 7
+    assert not diverges(calm, noise)
+    assert diverges([-3.0, -2.6, -9.0, -20.0, -50.0, -9.0, -8.0], noise)
+    assert not diverges([-3.0, -2.6, -9.0, -20.0, -50.0, -9.0, -2.6], noise)  # it came back by itself
+    assert not diverges([-3.0, -2.6, -2.65, -2.65, -2.65, -2.65, -2.65], noise)  # within the noise
+    assert not diverges([-9.0] * 5, noise[:5])  # nothing before them to compare with
+
+
+def test_training_that_diverges_goes_back_to_its_best_and_takes_smaller_steps(monkeypatch, states):  # noqa: F811
+    factors, real = [], engine.set_step_size
+    monkeypatch.setattr(engine, "set_step_size", lambda o, f: factors.append(f) or real(o, f))
+    note, bounds = engine._Progression.note, iter([-3.0, -1.0, *[-99.0] * 5, *[-1.0] * 99])
+
+    def scripted(self, step, elbos):
+        note(self, step, elbos)
+        self.means[-1], self.errors[-1] = next(bounds), 0.01
+
+    monkeypatch.setattr(engine._Progression, "note", scripted)
+    posterior = fit(num_steps=90)
+    assert factors[7] == pytest.approx(Schedule(90, 0).factor(70) / 3)
+    assert factors[6] == pytest.approx(Schedule(90, 0).factor(60))
+    start = [np.asarray(x) for x in states[1][0]]  # the best block, from which the eighth starts
+    moved = max(np.abs(a - b).max() for a, b in zip(start, states[7][0], strict=True))
+    away = max(np.abs(a - b).max() for a, b in zip(states[6][0], states[7][0], strict=True))
+    assert moved < away
+    assert posterior.record.num_steps == 90
+
+
+def test_the_average_starts_anew_where_the_bound_still_rises():
+    seen = engine._Progression(best=None)
+    block = engine.BlockResult(jnp.zeros(1), jnp.ones(1, bool), {"w": jnp.ones(())}, jnp.ones((), jnp.int32))
+    for i in range(30):
+        seen.means.append(-100.0 + 5.0 * min(i, 12))
+        seen.errors.append(0.1)
+        seen.settle(block)
+    assert seen.num_settled == seen.settled_blocks < 15  # nothing from before the bound was level
+    assert float(seen.settled["w"]) == seen.num_settled

@@ -129,3 +129,23 @@ def test_the_standard_error_of_the_bound_is_what_other_keys_show(exact):
         claimed = math.sqrt(np.mean([n[f"{name}_se"] ** 2 for n in found]))
         print(f"{name}: sd over keys {spread:.4f}, standard error claimed {claimed:.4f}")
         assert abs(math.log(spread / claimed)) <= 5 / math.sqrt(2 * 23) + 0.2
+
+
+def test_without_globals_the_bounds_have_the_standard_error_of_their_draws():
+    """K draws of every unit: sd over runs of the reported bound is the error it reports."""
+    rng = np.random.default_rng(0)
+    data = {"x": rng.standard_normal(30).astype(np.float32)}
+
+    def model(x):
+        with numpyro.plate("u", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0, 1))
+            numpyro.sample("x", dist.StudentT(3.0, z, 1), obs=x)
+
+    run = am.Run(num_steps=50, progress=False)
+    posterior = am.fit(am.amortize(model, data, plate="u"), data, key=jax.random.key(0), run=run)
+    reports = [posterior.check(data, key=jax.random.key(k), num_samples=100).numbers for k in range(1, 41)]
+    for name in ("elbo_per_unit", "iw_elbo_per_unit"):
+        spread = np.std([r[name] for r in reports], ddof=1)
+        error = np.mean([r[f"{name}_se"] for r in reports])
+        print(f"{name}: sd over runs {spread:.4f}, reported {error:.4f}")
+        assert abs(spread / error - 1) <= 5 / np.sqrt(2 * 39)

@@ -76,19 +76,21 @@ def _judge_units(
         }
     columns |= unit_verdicts(columns, limit, num_samples)
     numbers = {"k_limit": limit, "num_samples": float(num_samples), "num_globals_draws": float(shared.shape[0])}
-    for name, values in (("elbo", each.elbo), ("iw_elbo", each.iw_elbo)):
-        by_draw = values.mean(axis=0)
-        numbers[f"{name}_per_unit"] = float(by_draw.mean())
-        numbers[f"{name}_per_unit_se"] = _standard_error(values)
+    for name, values, variance in (
+        ("elbo", each.elbo, each.elbo_variance),
+        ("iw_elbo", each.iw_elbo, each.iw_elbo_variance),
+    ):
+        numbers[f"{name}_per_unit"] = float(values.mean())
+        numbers[f"{name}_per_unit_se"] = _standard_error(values, variance)
     return columns, numbers
 
 
-def _standard_error(values: np.ndarray) -> float:
-    """Of the mean over units: by how much it differs between draws of the globals; unknown with one draw."""
+def _standard_error(values: np.ndarray, variance: np.ndarray) -> float:
+    """Of the mean over units: from its spread over draws of the globals or, without globals, from each unit's own."""
     by_draw = values.mean(axis=0)
     if len(by_draw) > 1:
         return float(by_draw.std(ddof=1) / np.sqrt(len(by_draw)))
-    return float("nan")
+    return float(np.sqrt(variance.sum()) / len(variance))
 
 
 def _judge_globals(joint: Joint, guide: Guide, training: Units, key: Array) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Report:
         verdict: PASS, WARN or FAIL, for the artifact on this data.
         reasons: the findings behind it; none for PASS.
         units: columns with one entry per unit: the labels, named by `unit_name`, then `verdict`, `reason`, `next_step`
-            (none, reweight, refine or refit), `elbo`, `iw_elbo`, `log_evidence` (nats), `pareto_k`, `ess` (median over
+            (none, compare or refit), `elbo`, `iw_elbo`, `log_evidence` (nats), `pareto_k`, `ess` (median over
             the draws of the globals), `pareto_k_worst`, `ess_worst`.
         numbers: name to number; `report_words.NUMBERS` has their labels, units and meaning.
         unit_name: what a unit is called, such as "county"; also the name of the column of labels.
@@ -55,8 +55,8 @@ class Report:
     Raises:
         DataError: where the parts do not fit together.
 
-    >>> reason = Reason("pareto-k", "WARN", "1 of 1 counties has k 0.81, limit 0.70.", "posterior.refine(data)")
-    >>> columns = {"county": ["A"], "verdict": ["WARN"], "reason": ["pareto-k"], "next_step": ["refine"]}
+    >>> reason = Reason("pareto-k", "WARN", "1 of 1 counties has k 0.81, limit 0.70.", "train longer")
+    >>> columns = {"county": ["A"], "verdict": ["WARN"], "reason": ["pareto-k"], "next_step": ["compare"]}
     >>> units = {name: np.array(column) for name, column in columns.items()}
     >>> report = Report("WARN", (reason,), units, {"elbo_per_unit": -1.2}, "county", {"model": "radon"})
     >>> Report.from_json(report.to_json()).verdict

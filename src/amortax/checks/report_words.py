@@ -68,8 +68,7 @@ COLUMNS = {
     "reason": ("reason", "The check behind the verdict."),
     "next_step": (
         "next step",
-        "none; reweight (the draws carry weights that mend them); refine (more work for this unit alone); "
-        "refit (train a better guide).",
+        "none; compare (with NUTS on this unit, before relying on its tails); refit (train a better guide).",
     ),
     "elbo": ("ELBO [nats]", "Lower bound of the unit's log evidence."),
     "iw_elbo": ("IW-ELBO [nats]", "The tighter, importance-weighted bound."),

@@ -30,7 +30,7 @@ MEANING = {
 }
 NEXT = {
     "FAIL": "train longer, give the encoder more width, or choose a richer family; sample single units by NUTS",
-    "WARN": "reweight these units' draws by their importance weights before relying on tails",
+    "WARN": "read these units' tails with care or sample them by NUTS; train longer, or use a richer family",
 }
 
 
@@ -45,7 +45,7 @@ def unit_verdicts(columns: dict[str, np.ndarray], limit: float, num_samples: int
     thin = ~failing & ~tail & (ess < 0.1 * num_samples)
     verdict = np.select([failing, tail | thin], ["FAIL", "WARN"], "PASS")
     reason = np.select([broken, failing | tail, thin], ["non-finite", "pareto-k", "low-ess"], "")
-    next_step = np.select([failing, tail | thin], ["refit", "reweight"], "none")
+    next_step = np.select([failing, tail | thin], ["refit", "compare"], "none")
     return {"verdict": verdict, "reason": reason, "next_step": next_step}
 
 

@@ -35,8 +35,7 @@ class Record:
     @staticmethod
     def from_json(spec: dict[str, Any]) -> Record:
         """The record that `to_json` wrote."""
-        known = {f.name for f in dataclasses.fields(Record)}
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k in known}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
         for name in ("elbo_per_unit", "validation_elbo_per_unit"):
             plain[name] = tuple(map(float, plain.get(name, ())))
         plain["versions"] = tuple(tuple(pair) for pair in spec.get("versions", ()))

@@ -22,7 +22,7 @@ from ..objectives.base import AbstractObjective, batch_size
 from .groups import by_length
 from .progress import Progress
 from .record import Record
-from .schedule import WINDOW, Schedule, adam, set_step_size
+from .schedule import MOST_SETBACKS, WINDOW, Schedule, adam, diverges, rises, set_step_size
 from .step import BlockResult, Setting, State, held_out_elbo, run_block, split_trainable, unit_elbos
 
 BLOCK = 100  # steps per visit to the host
@@ -69,6 +69,7 @@ class _Progression:
     errors: list[float] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
     held_out: list[float] = dataclasses.field(default_factory=list)
+    since: int = 0  # blocks before training last went back
     skipped: int = 0
     stopped: str = "converged"
 
@@ -78,8 +79,14 @@ class _Progression:
         self.means.append(float(elbos.mean()) if len(elbos) else float("nan"))
         self.errors.append(float(elbos.std() / np.sqrt(len(elbos))) if len(elbos) else float("inf"))
 
+    def set_back(self) -> None:
+        """Training went back to the best parameters: blocks so far don't count for what comes."""
+        self.settled, self.num_settled, self.settled_blocks, self.since = None, 0, 0, len(self.means)
+
     def settle(self, result: BlockResult) -> None:
-        """Adds a block of the last phase to the average."""
+        """Adds a block of the last phase to the average, which starts anew where the bound still rises clearly."""
+        if len(self.means) >= 2 * WINDOW and rises(self.means, self.errors, by=5.0):
+            self.settled, self.num_settled, self.settled_blocks = None, 0, 0
         total = result.sum_of_params
         self.settled = total if self.settled is None else jax.tree.map(jnp.add, self.settled, total)
         self.num_settled += int(result.num_summed)
@@ -176,13 +183,17 @@ def _blocks(
             judged = seen.held_out[-1] if _chooses(setting) else judged
         if np.isfinite(judged) and judged > seen.best_elbo:
             seen.best, seen.best_elbo = _copy(state.params), judged
-        if settling:
+        if schedule.setbacks < MOST_SETBACKS and diverges(seen.means[seen.since :], seen.errors[seen.since :]):
+            state = State(_copy(seen.best), setting.optimizer.init(seen.best), state.key, state.step)
+            schedule.set_back()
+            seen.set_back()
+        elif settling:
             seen.settle(result)
         yield step
         if _chooses(setting) and _overfits(seen.held_out):
             seen.stopped = "validation"
             return
-        if schedule.finished(step, seen.means, seen.errors):
+        if schedule.finished(step, seen.means[seen.since :], seen.errors[seen.since :]):
             seen.stopped = _why(schedule, step)
             return
 

@@ -5,7 +5,8 @@ the smoothed bound no longer rises by more than its own noise, and training ends
 §4.10).
 The answer is the average of the parameters over the last phase (Polyak and Juditsky 1992): single steps keep moving
 with the noise of their minibatch, by more than the posterior sd of a global of many units, and their average doesn't.
-The factor lives in the optimizer's state under `step_size` (`optax.inject_hyperparams`), set between blocks.
+If the bound falls far below its best and stays there, training goes back to the best parameters with a third of the
+step. The factor lives in the optimizer's state under `step_size` (`optax.inject_hyperparams`), set between blocks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .._types import PyTree
 
 Optimizer = optax.GradientTransformation
 FACTORS = (1.0, 0.3, 0.1, 0.1)
+SETBACK, MOST_SETBACKS = 1 / 3, 4
 WINDOW = 5  # blocks that one side of the plateau test averages
 SETTLING = 1 / 2  # of `num_steps`, after which parameters are averaged
 QUICK, LONG = 0.9, 0.99  # decay of the mean square gradient of q(v): the long memory once the factor is at most SETTLED
@@ -89,13 +91,19 @@ class Schedule:
     limit: int  # most steps without num_steps
     plateaus: int = 0
     since: int = 0  # blocks since the last plateau
+    setbacks: int = 0  # times that training diverged and went back
+
+    def set_back(self) -> None:
+        """Training went back to its best parameters: go on with a third of the step."""
+        self.setbacks, self.since = self.setbacks + 1, 0
 
     def factor(self, step: int) -> float:
         """The factor for the block that starts at `step`."""
         if self.num_steps is None:
-            return FACTORS[min(self.plateaus, len(FACTORS) - 1)]
+            return SETBACK**self.setbacks * FACTORS[min(self.plateaus, len(FACTORS) - 1)]
         progress = min(step / max(self.num_steps, 1), 1.0)
-        return FACTORS[-1] + (1.0 - FACTORS[-1]) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        cosine = FACTORS[-1] + (1.0 - FACTORS[-1]) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return SETBACK**self.setbacks * cosine
 
     def settling(self, step: int) -> bool:
         """Whether the parameters of the block that starts at `step` belong to the average that is kept."""
@@ -113,8 +121,17 @@ class Schedule:
         return self.plateaus >= len(FACTORS) or step >= self.limit
 
 
-def rises(means: Sequence[float], errors: Sequence[float]) -> bool:
-    """Whether the last window of blocks lies above the one before by more than two standard errors."""
+def diverges(means: Sequence[float], errors: Sequence[float]) -> bool:
+    """Whether every block of the last window lies below the best block before it by more than ten standard errors."""
+    if len(means) <= WINDOW:
+        return False
+    best = int(np.nanargmax(np.where(np.isfinite(means[:-WINDOW]), means[:-WINDOW], -np.inf)))
+    late, noise = np.asarray(means[-WINDOW:]), np.hypot(errors[-WINDOW:], errors[best])
+    return bool(np.all(late < means[best] - 10.0 * noise))
+
+
+def rises(means: Sequence[float], errors: Sequence[float], by: float = 2.0) -> bool:
+    """Whether the last window of blocks lies above the one before by more than `by` standard errors."""
     late, early = np.asarray(means[-WINDOW:]), np.asarray(means[-2 * WINDOW : -WINDOW])
     noise = np.sqrt(np.sum(np.square(errors[-2 * WINDOW :]))) / WINDOW
-    return bool(late.mean() - early.mean() > 2.0 * noise)
+    return bool(late.mean() - early.mean() > by * noise)

@@ -20,7 +20,7 @@ from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, Minibatch
 from ..objectives.estimators import local_draws
 
-AVERAGED = 10  # of so many steps one enters the average of the parameters: neighbours hardly differ
+MANY_PARAMS, APART = 50_000, 10  # beyond so many, adding them up at each step costs, and one step in ten is averaged
 
 
 class State(eqx.Module):
@@ -48,7 +48,7 @@ class BlockResult(eqx.Module):
 
     elbo_per_unit: Float[Array, " steps"]
     finite: Array
-    sum_of_params: PyTree  # over every tenth step of the block
+    sum_of_params: PyTree  # over `num_summed` steps of the block, evenly apart
     num_summed: Int[Array, ""]
 
 
@@ -83,13 +83,14 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
     """Runs `count` steps; `fixed` is (setting, indices (steps, B) or batches (steps, B, ...), count)."""
     setting, source, count = fixed
     length = jax.tree.leaves(source)[0].shape[0]
+    apart = APART if sum(x.size for x in jax.tree.leaves(state.params)) > MANY_PARAMS else 1
 
     def body(i: Array, carry: tuple[State, BlockResult]) -> tuple[State, BlockResult]:
         state, result = carry
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
         state, elbo, finite = take_step(setting, state, groups)
-        chosen = i % AVERAGED == AVERAGED - 1
+        chosen = i % apart == apart - 1
         total = jax.lax.cond(
             chosen,
             lambda: jax.tree.map(jnp.add, result.sum_of_params, state.params),
