@@ -10,6 +10,8 @@ does not vary is multiplied once: a draw of the globals over all units, a contex
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -34,8 +36,8 @@ class Linear(eqx.Module):
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " out"]:
         """The layer at one input of every size."""
         products = [x @ weight for x, weight in zip(inputs, self.weights, strict=True)]
-        total = sum(products[1:], products[0])
-        return total if self.bias is None else total + self.bias
+        terms = products if self.bias is None else [*products, self.bias]
+        return functools.reduce(operator.add, reversed(terms))  # what doesn't vary stands last: it is added up once
 
 
 class Network(eqx.Module):
