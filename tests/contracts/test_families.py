@@ -13,6 +13,7 @@ from scipy import stats
 import amortax as am
 from amortax._recipe import from_json
 from amortax._types import trainable
+from amortax.families.base import draw_noise
 from amortax.plan import RECIPES
 
 CONTEXT = 3
@@ -28,34 +29,35 @@ ON_A_GRID = [(name, size, told) for name in FAMILIES for size, told in ((1, True
 
 def family_of(name, size, told):
     """A built family whose every number is away from where training starts."""
-    built = FAMILIES[name](size).build(size, CONTEXT if told else 0, key=jax.random.key(1))
+    built = built_of(name, size, told)
     leaves, treedef = jax.tree.flatten(built)
     rng = np.random.default_rng(2)
     moved = [x + 0.3 * rng.standard_normal(x.shape).astype(np.float32) if eqx.is_array(x) else x for x in leaves]
     return jax.tree.unflatten(treedef, moved)
 
 
+def built_of(name, size, told):
+    return FAMILIES[name](size).build(size, (CONTEXT, 1) if told else (), key=jax.random.key(1))
+
+
 def context_of(told, scale=1.0):
-    return scale * jnp.asarray([0.5, -1.0, 2.0]) if told else None
+    return (scale * jnp.asarray([0.5, -1.0, 2.0]), scale * jnp.asarray([-0.3])) if told else ()
+
+
+def noise_of(family, seed, *count):
+    return draw_noise(jax.random.key(seed), family, count)
 
 
 def draw_many(family, context, count):
-    keys = jax.random.split(jax.random.key(3), count)
-    return eqx.filter_jit(jax.vmap(lambda key: family.sample_and_log_prob(key, context)))(keys)
+    return eqx.filter_jit(jax.vmap(lambda e: family.sample_and_log_prob(e, 0, context)))(noise_of(family, 3, count))
 
 
 def normal_of(family, context):
     """(mean, covariance) by another way than the family's own density: the draw is affine in its noise."""
-    key, size = jax.random.key(5), family.size
-    noise_size = size + getattr(family, "rank", 0)
-    rng = np.random.default_rng(4)
-    noises = rng.standard_normal((noise_size + 1, noise_size))
-    draws = []
-    with pytest.MonkeyPatch.context() as patch:
-        for noise in noises:
-            patch.setattr("amortax.families.normal.standard_normal", lambda key, size, noise=noise: jnp.asarray(noise))
-            draws.append(np.asarray(family.sample_and_log_prob(key, context)[0], np.float64))
-    solved = np.linalg.solve(np.column_stack([np.ones(noise_size + 1), noises]), np.stack(draws))
+    noises = np.random.default_rng(4).standard_normal((family.noise_size + 1, family.noise_size))
+    draw = eqx.filter_jit(jax.vmap(lambda noise: family.sample_and_log_prob(noise, 0, context)[0]))
+    draws = np.asarray(draw(jnp.asarray(noises, jnp.float32)), np.float64)
+    solved = np.linalg.solve(np.column_stack([np.ones(len(noises)), noises]), draws)
     return solved[0], solved[1:].T @ solved[1:]
 
 
@@ -110,7 +112,7 @@ def test_gradients_reach_every_number(name, size, told):
     @eqx.filter_jit
     @eqx.filter_grad
     def through_draw(family):
-        drawn, log_prob = family.sample_and_log_prob(jax.random.key(6), context)
+        drawn, log_prob = family.sample_and_log_prob(noise_of(family, 6), 0, context)
         return jnp.sum(jnp.sin(drawn)) + log_prob
 
     @eqx.filter_jit
@@ -129,7 +131,7 @@ def test_gradients_reach_every_number(name, size, told):
 
 @pytest.mark.parametrize(("name", "size", "told"), EVERY)
 def test_a_family_starts_near_standard_normal_and_still_has_a_gradient_everywhere(name, size, told):
-    built = FAMILIES[name](size).build(size, CONTEXT if told else 0, key=jax.random.key(1))
+    built = built_of(name, size, told)
     mean, covariance = normal_of(built, context_of(told))
     largest, smallest = (2.0, 0.4) if told else (0.7, 0.1)  # globals start at about a third of the prior's spread
     assert np.all(np.abs(mean) < 1)
@@ -150,12 +152,12 @@ def test_a_batch_is_its_units_and_one_trace(name):
 
     rng = np.random.default_rng(7)
     values = jnp.asarray(rng.standard_normal((4, size)), jnp.float32)
-    contexts = jnp.asarray(rng.standard_normal((4, CONTEXT)), jnp.float32)
+    contexts = tuple(jnp.asarray(rng.standard_normal((4, size)), jnp.float32) for size in (CONTEXT, 1))
     together = batch(family, values, contexts)
     other = jax.tree.map(lambda x: 2 * x if eqx.is_array(x) else x, family)
-    batch(other, values + 1, contexts - 1)
+    batch(other, values + 1, jax.tree.map(lambda x: x - 1, contexts))
     assert len(traces) == 1
-    alone = [family.log_prob(value, context) for value, context in zip(values, contexts, strict=True)]
+    alone = [family.log_prob(value, tuple(context)) for value, *context in zip(values, *contexts, strict=True)]
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-5)
 
 
@@ -167,7 +169,7 @@ def test_extremes_are_finite_in_value_and_gradient(name, size, told):
     @eqx.filter_value_and_grad
     def both(numbers):
         family, value, context = numbers
-        drawn, log_prob = family.sample_and_log_prob(jax.random.key(8), context)
+        drawn, log_prob = family.sample_and_log_prob(noise_of(family, 8), 0, context)
         return family.log_prob(value, context) + log_prob + jnp.sum(drawn) + jnp.sum(family.standardize(value, context))
 
     mean, covariance = normal_of(family, context_of(told))
@@ -175,7 +177,7 @@ def test_extremes_are_finite_in_value_and_gradient(name, size, told):
     for away in (-30.0, 30.0):
         value, gradient = both((family, jnp.asarray(mean + away * sd, jnp.float32), context_of(told)))
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((value, gradient)))
-    built = FAMILIES[name](size).build(size, CONTEXT if told else 0, key=jax.random.key(1))
+    built = built_of(name, size, told)
     for scale in (-1e3, 1e3) if told else ():
         value, gradient = both((built, jnp.ones(size), context_of(told, scale)))
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((value, gradient)))
@@ -187,7 +189,7 @@ def test_scales_are_bounded_whatever_the_numbers(name):
     offset = family.parameters.offset
     for free, expected in ((-1e6, math.exp(-15)), (1e6, math.exp(5))):
         extreme = eqx.tree_at(lambda f: f.parameters.offset, family, jnp.zeros_like(offset).at[2:4].set(free))
-        _, covariance = normal_of(extreme, None)
+        _, covariance = normal_of(extreme, ())
         np.testing.assert_allclose(np.sqrt(np.diag(covariance)), expected, rtol=1e-4)
 
 
@@ -210,4 +212,4 @@ def test_recipes_of_other_versions_are_refused():
 @pytest.mark.parametrize("rank", [0, -1, 6])
 def test_a_rank_that_does_not_fit_is_an_error(rank):
     with pytest.raises(am.GuideError, match=rf"rank={rank}\) on 5 dimensions: rank must be 1 to 5"):
-        am.low_rank(rank).build(5, 0, key=jax.random.key(0))
+        am.low_rank(rank).build(5, (), key=jax.random.key(0))
