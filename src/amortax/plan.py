@@ -22,10 +22,13 @@ from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.sets import attention_set, deep_set
+from .families.autoregressive import iaf, maf
 from .families.coupling import coupling
 from .families.heavy import student_t
 from .families.mixture import mixture
 from .families.normal import diagonal, full, low_rank
+from .families.planar import planar
+from .families.spline import spline
 from .families.transforms import affine
 from .guide import Block, Guide
 from .heads import concatenate, newton
@@ -40,7 +43,8 @@ RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
         *(dense, deep_set, attention_set, concatenate, newton),
-        *(diagonal, full, low_rank, student_t, mixture, coupling, affine),
+        *(diagonal, full, low_rank, student_t, mixture),
+        *(coupling, maf, iaf, planar, affine, spline),
     )
 }
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen

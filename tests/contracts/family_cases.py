@@ -1,5 +1,7 @@
 """The families that the contract tests go through: small, and with every number away from where training starts."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,17 @@ NORMALS = {
 }
 FLOWS = {
     "coupling": lambda size: am.coupling(3, **SMALL),
+    "spline_coupling": lambda size: am.coupling(3, am.spline(6), **SMALL),
+    "maf": lambda size: am.maf(3, **SMALL),
+    "spline_maf": lambda size: am.maf(2, am.spline(4), **SMALL),
+    "iaf": lambda size: am.iaf(3, **SMALL),
+    "planar": lambda size: am.planar(4, **SMALL),
     "heavy_coupling": lambda size: am.coupling(3, base=am.student_t(5), **SMALL),
 }
 OTHERS = {
     "student_t": lambda size: am.student_t(5, **SMALL),
     "mixture": lambda size: am.mixture(am.full(**SMALL), 3, **SMALL),
+    "mixture_of_flows": lambda size: am.mixture(am.iaf(2, **SMALL), 2, **SMALL),
 }
 FAMILIES = NORMALS | FLOWS | OTHERS
 
@@ -31,6 +39,7 @@ def cases(names, *shapes):
     return [(n, max(size, 2) if "coupling" in n else size, told) for n in names for size, told in shapes]
 
 
+@functools.cache
 def built_of(name, size, told):
     return FAMILIES[name](size).build(size, CONTEXT if told else (), key=jax.random.key(1))
 

@@ -152,7 +152,9 @@ def back_through(layers: AbstractLayer, value: Array, context: Context) -> tuple
 
 def stacked(build: Callable[[Array], Any], count: int, key: Array) -> Any:
     """`count` modules built from keys of their own, as one with a leading axis on every array."""
-    return eqx.filter_vmap(build)(jax.random.split(key, count))
+    # A loop of random numbers compiles several times faster than a batch of them.
+    arrays = jax.lax.map(lambda k: eqx.filter(build(k), eqx.is_array), jax.random.split(key, count))
+    return eqx.combine(arrays, eqx.filter_eval_shape(build, key))
 
 
 def build_flow(

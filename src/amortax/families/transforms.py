@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,7 +23,10 @@ BOUND = 2.0  # of the log scale of one layer
 class AbstractTransform(eqx.Module):
     """An increasing map of every number of a vector, with `count` free numbers each; all zero: the identity."""
 
-    count: eqx.AbstractVar[int]
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Free numbers that move one number."""
 
     @abstractmethod
     def forward(
@@ -49,7 +53,7 @@ class affine(Recipe):
 class Affine(AbstractTransform):
     """`y = x e^a + b`."""
 
-    count: int = eqx.field(static=True, default=2)
+    count: ClassVar[int] = 2
 
     def forward(
         self, value: Float[Array, " d"], free: Float[Array, "count d"]
