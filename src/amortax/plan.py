@@ -22,7 +22,14 @@ from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.sets import attention_set, deep_set
+from .families.autoregressive import iaf, maf
+from .families.coupling import coupling
+from .families.heavy import student_t
+from .families.mixture import mixture
 from .families.normal import diagonal, full, low_rank
+from .families.planar import planar
+from .families.spline import spline
+from .families.transforms import affine
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
@@ -33,7 +40,12 @@ from .joint.structure import Structure
 from .joint.values import check_values
 
 RECIPES: Mapping[str, type[Recipe]] = {
-    r.__name__: r for r in (dense, deep_set, attention_set, diagonal, full, low_rank, concatenate, newton)
+    r.__name__: r
+    for r in (
+        *(dense, deep_set, attention_set, concatenate, newton),
+        *(diagonal, full, low_rank, student_t, mixture),
+        *(coupling, maf, iaf, planar, affine, spline),
+    )
 }
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
 
@@ -159,7 +171,11 @@ def _refuse(given: dict[str, Recipe | None], why: str) -> None:
 
 
 def _with_depth(family: Recipe, depth: int) -> Recipe:
-    return dataclasses.replace(family, depth=depth) if getattr(family, "depth", 0) is None else family
+    """The recipe with `depth` where it, or a recipe inside it, leaves that open."""
+    options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
+    inner = {name: _with_depth(value, depth) for name, value in options.items() if isinstance(value, Recipe)}
+    own = {"depth": depth} if options.get("depth", 0) is None else {}
+    return dataclasses.replace(family, **inner, **own)
 
 
 def amortize(

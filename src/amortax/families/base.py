@@ -24,7 +24,11 @@ class AbstractFamily(eqx.Module):
     """A distribution of one unit's d numbers given its context; vmapped by the guide."""
 
     size: eqx.AbstractVar[int]
-    cheap_log_prob: eqx.AbstractClassVar[bool]  # whether log_prob costs about as much as a draw
+
+    @property
+    @abstractmethod
+    def cheap_log_prob(self) -> bool:
+        """Whether `log_prob` costs about as much as a draw."""
 
     @property
     @abstractmethod
@@ -49,6 +53,10 @@ class AbstractFamily(eqx.Module):
     @abstractmethod
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
+
+    @abstractmethod
+    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """Mean and standard deviation of every number; those of a flow are its outermost affine map's."""
 
     @abstractmethod
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:

@@ -103,6 +103,11 @@ class DiagonalNormal(AbstractSingle):
         mean, log_scale = self._split(context)
         return standard_log_prob((value - mean) * jnp.exp(-log_scale)) - jnp.sum(log_scale)
 
+    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """`m` and `s`."""
+        mean, log_scale = self._split(context)
+        return mean, jnp.exp(log_scale)
+
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """`(value - m) / s`."""
         mean, log_scale = self._split(context)
@@ -121,7 +126,8 @@ class FullNormal(AbstractSingle):
         """One normal for every number."""
         return self.size
 
-    def _split(self, context: Context) -> tuple[Array, Array, Array]:
+    def location_and_factor(self, context: Context) -> tuple[Array, Array, Array]:
+        """`m`, `L` and the log of its diagonal."""
         free = self.parameters(context)
         log_diagonal = bounded_log_scale(free[self.size : 2 * self.size])
         # Rows scale with their own diagonal, so that a narrow posterior needs no huge relative off-diagonals, and by
@@ -133,17 +139,22 @@ class FullNormal(AbstractSingle):
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
-        mean, factor, log_diagonal = self._split(context)
+        mean, factor, log_diagonal = self.location_and_factor(context)
         return mean + factor @ noise, standard_log_prob(noise) - jnp.sum(log_diagonal)
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
-        mean, factor, log_diagonal = self._split(context)
+        mean, factor, log_diagonal = self.location_and_factor(context)
         return standard_log_prob(_solve(factor, value - mean)) - jnp.sum(log_diagonal)
+
+    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """`m` and the root of the diagonal of `L Lᵀ`."""
+        mean, factor, _ = self.location_and_factor(context)
+        return mean, jnp.sqrt(jnp.sum(factor**2, axis=1))
 
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """`L⁻¹ (value - m)`."""
-        mean, factor, _ = self._split(context)
+        mean, factor, _ = self.location_and_factor(context)
         return _solve(factor, value - mean)
 
 
@@ -193,7 +204,12 @@ class LowRankNormal(AbstractSingle):
         log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diagonal(factor)))
         return standard_log_prob(scaled) + 0.5 * explained - log_det
 
+    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """`m` and the root of the diagonal of `diag(s²) + F Fᵀ`."""
+        mean, log_scale, columns = self._split(context)
+        return mean, jnp.sqrt(jnp.exp(2 * log_scale) + jnp.sum(columns**2, axis=1))
+
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """`(value - m) / sd`, by the marginal standard deviations."""
-        mean, log_scale, columns = self._split(context)
-        return (value - mean) / jnp.sqrt(jnp.exp(2 * log_scale) + jnp.sum(columns**2, axis=1))
+        mean, sd = self.mean_and_sd(context)
+        return (value - mean) / sd

@@ -1,0 +1,168 @@
+"""What is a normalizing flow? A simple distribution pushed through invertible layers, then an affine map.
+
+    u = m + s ⊙ f_L( ... f_1(z) ... ),   z ~ base,   log q(u) = log base(z) - Σ_l log |det f_l'| - Σ log s
+
+All layers are one module whose arrays have a leading axis, run by `jax.lax.scan`: compile time does not grow with their
+number. The outermost map holds what most posteriors need, location and scale; the layers start near the identity.
+Normalizing flows as q: Rezende and Mohamed 2015.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._errors import GuideError
+from .._types import Context, whole_number
+from .base import AbstractSingle, Component, Conditioner, bounded_log_scale, standard_log_prob
+
+START = 0.1  # share of the usual spread with which the last weights of a layer's network are drawn
+
+
+class AbstractBase(eqx.Module):
+    """The distribution at the inner end of a flow; without parameters."""
+
+    size: eqx.AbstractVar[int]
+
+    @property
+    @abstractmethod
+    def noise_size(self) -> int:
+        """Standard normals that one draw takes."""
+
+    @abstractmethod
+    def draw(self, noise: Float[Array, " noise"]) -> Float[Array, " d"]:
+        """The draw at standard normal `noise`."""
+
+    @abstractmethod
+    def log_prob(self, value: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+
+
+class NormalBase(AbstractBase):
+    """Independent standard normals."""
+
+    size: int = eqx.field(static=True)
+
+    @property
+    def noise_size(self) -> int:
+        """One normal for every number."""
+        return self.size
+
+    def draw(self, noise: Float[Array, " noise"]) -> Float[Array, " d"]:
+        """The noise itself."""
+        return noise
+
+    def log_prob(self, value: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+        return standard_log_prob(value)
+
+
+class AbstractLayer(eqx.Module):
+    """An invertible map of R^d given a context."""
+
+    @property
+    @abstractmethod
+    def cheap_inverse(self) -> bool:
+        """Whether `inverse` costs about as much as `forward`."""
+
+    @abstractmethod
+    def forward(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """The image, and the log determinant of the map there."""
+
+    @abstractmethod
+    def inverse(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """What `forward` maps to `value`, and the log determinant of `forward` there."""
+
+
+class Flow(AbstractSingle):
+    """A base, stacked layers and an affine map, the last two given a context."""
+
+    size: int = eqx.field(static=True)
+    base: AbstractBase
+    layers: AbstractLayer  # every array with a leading axis of layers
+    parameters: Conditioner
+
+    @property
+    def cheap_log_prob(self) -> bool:
+        """Whether the layers can be undone in one pass."""
+        return self.layers.cheap_inverse
+
+    @property
+    def noise_size(self) -> int:
+        """What the base takes."""
+        return self.base.noise_size
+
+    def _affine(self, context: Context) -> tuple[Array, Array]:
+        free = self.parameters(context)
+        return free[: self.size], bounded_log_scale(free[self.size :])
+
+    def sample_and_log_prob(
+        self, noise: Float[Array, " noise"], component: Component, context: Context
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """One reparametrised draw and its log density in nats."""
+        start = self.base.draw(noise)
+        value, log_det = through(self.layers, start, context)
+        mean, log_scale = self._affine(context)
+        return mean + jnp.exp(log_scale) * value, self.base.log_prob(start) - log_det - jnp.sum(log_scale)
+
+    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+        mean, log_scale = self._affine(context)
+        start, log_det = back_through(self.layers, (value - mean) * jnp.exp(-log_scale), context)
+        return self.base.log_prob(start) - log_det - jnp.sum(log_scale)
+
+    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """`m` and `s`."""
+        mean, log_scale = self._affine(context)
+        return mean, jnp.exp(log_scale)
+
+    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """`(value - m) / s`."""
+        mean, log_scale = self._affine(context)
+        return (value - mean) * jnp.exp(-log_scale)
+
+
+def through(layers: AbstractLayer, value: Array, context: Context) -> tuple[Array, Array]:
+    """`forward` of every layer, first to last, with the sum of log determinants."""
+    arrays, rest = eqx.partition(layers, eqx.is_array)
+
+    def step(carry: tuple[Array, Array], one: Any) -> tuple[tuple[Array, Array], None]:
+        moved, log_det = eqx.combine(one, rest).forward(carry[0], context)
+        return (moved, carry[1] + log_det), None
+
+    return jax.lax.scan(step, (value, jnp.zeros(())), arrays)[0]
+
+
+def back_through(layers: AbstractLayer, value: Array, context: Context) -> tuple[Array, Array]:
+    """`inverse` of every layer, last to first, with the sum of log determinants of `forward`."""
+    arrays, rest = eqx.partition(layers, eqx.is_array)
+
+    def step(carry: tuple[Array, Array], one: Any) -> tuple[tuple[Array, Array], None]:
+        moved, log_det = eqx.combine(one, rest).inverse(carry[0], context)
+        return (moved, carry[1] + log_det), None
+
+    return jax.lax.scan(step, (value, jnp.zeros(())), arrays, reverse=True)[0]
+
+
+def stacked(build: Callable[[Array], Any], count: int, key: Array) -> Any:
+    """`count` modules built from keys of their own, as one with a leading axis on every array."""
+    # A loop of random numbers compiles several times faster than a batch of them.
+    arrays = jax.lax.map(lambda k: eqx.filter(build(k), eqx.is_array), jax.random.split(key, count))
+    return eqx.combine(arrays, eqx.filter_eval_shape(build, key))
+
+
+def build_flow(
+    recipe: Any, size: int, context_sizes: tuple[int, ...], layer: Callable[[Array], AbstractLayer], *, key: Array
+) -> Flow:
+    """The flow of `recipe` (its `layers`, `width`, `depth`, `base`) on R^size whose layers `layer` builds."""
+    whole_number(f"{recipe!r}: layers", recipe.layers, GuideError)
+    layers_key, affine_key = jax.random.split(key)
+    base = NormalBase(size) if recipe.base is None else recipe.base.build_base(size)
+    affine = Conditioner(2 * size, size, context_sizes, recipe.width, recipe.depth, key=affine_key)
+    return Flow(size, base, stacked(layer, recipe.layers, layers_key), affine)

@@ -1,0 +1,73 @@
+"""The families that the contract tests go through: small, and with every number away from where training starts."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import amortax as am
+from amortax.families.base import draw_noise
+
+CONTEXT = (3, 1)
+SMALL = {"width": 8, "depth": 1}
+NORMALS = {
+    "diagonal": lambda size: am.diagonal(**SMALL),
+    "full": lambda size: am.full(**SMALL),
+    "low_rank": lambda size: am.low_rank(min(2, size), **SMALL),
+}
+FLOWS = {
+    "coupling": lambda size: am.coupling(3, **SMALL),
+    "spline_coupling": lambda size: am.coupling(3, am.spline(6), **SMALL),
+    "maf": lambda size: am.maf(3, **SMALL),
+    "spline_maf": lambda size: am.maf(2, am.spline(4), **SMALL),
+    "iaf": lambda size: am.iaf(3, **SMALL),
+    "planar": lambda size: am.planar(4, **SMALL),
+    "heavy_coupling": lambda size: am.coupling(3, base=am.student_t(5), **SMALL),
+}
+OTHERS = {
+    "student_t": lambda size: am.student_t(5, **SMALL),
+    "mixture": lambda size: am.mixture(am.full(**SMALL), 3, **SMALL),
+    "mixture_of_flows": lambda size: am.mixture(am.iaf(2, **SMALL), 2, **SMALL),
+}
+FAMILIES = NORMALS | FLOWS | OTHERS
+
+
+def cases(names, *shapes):
+    """(name, size, told) of every shape that the family can have: a coupling has none on one dimension."""
+    return [(n, max(size, 2) if "coupling" in n else size, told) for n in names for size, told in shapes]
+
+
+@functools.cache
+def built_of(name, size, told):
+    return FAMILIES[name](size).build(size, CONTEXT if told else (), key=jax.random.key(1))
+
+
+def family_of(name, size, told):
+    """A built family whose every number is away from where training starts."""
+    leaves, treedef = jax.tree.flatten(built_of(name, size, told))
+    rng = np.random.default_rng(2)
+    moved = [x + 0.3 * rng.standard_normal(x.shape).astype(np.float32) if eqx.is_array(x) else x for x in leaves]
+    return jax.tree.unflatten(treedef, moved)
+
+
+def context_of(told, scale=1.0):
+    return (scale * jnp.asarray([0.5, -1.0, 2.0]), scale * jnp.asarray([-0.3])) if told else ()
+
+
+def noise_of(family, seed, *count):
+    return draw_noise(jax.random.key(seed), family, count)
+
+
+@eqx.filter_jit
+def draw_many(family, context, count, seed=3):
+    """Values (count, d) and log densities of draws, their components in proportion to the shares."""
+    components = jax.random.categorical(jax.random.key(0), family.log_shares(context), shape=(count,))
+    draw = jax.vmap(lambda noise, component: family.sample_and_log_prob(noise, component, context))
+    return draw(noise_of(family, seed, count), components)
+
+
+@eqx.filter_jit
+def density_of(family, values, context):
+    return jax.vmap(lambda value: family.log_prob(value, context))(values)
