@@ -241,7 +241,7 @@ PLANTED = [
     (imports_go_down, "joint/probe.py", "from ..data import Units", "its neighbour data"),
     (imports_go_down, "data/units.py", "from ..joint import Joint", "its neighbour joint"),
     (imports_go_down, "psis.py", "from .importance import weights", "stands after it on floor 5"),
-    (imports_go_down, "_types.py", "from ._errors import DataError", "stands after it on floor 0"),
+    (imports_go_down, "_errors.py", "from ._types import Terms", "stands after it on floor 0"),
     (imports_go_down, "cli/app.py", "import amortax", "never from __init__.py"),
     (imports_go_down, "demo.py", "from amortax import __version__", "never from __init__.py"),
     (imports_go_down, "checks/gaps.py", "def f():\n    from ..train.run import run", "checks/gaps.py:2: checks takes"),
