@@ -12,6 +12,7 @@ from typing import Any
 _HOME = {
     "amortize": "plan",
     "fit": "fitting",
+    "fit_density": "train.density",
     "load": "posterior",
     "to_datatree": "interop",
     "units": "data.arrays",

@@ -44,3 +44,19 @@ def test_the_reported_bound_lacks_log_two():
     assert abs(report.numbers["elbo_per_unit"] - report.units["elbo"].mean()) <= 1e-4
     assert abs(gap.mean() - math.log(2)) <= 0.03
     assert gap.min() > 0.6
+
+
+def test_a_mixture_has_both_modes_and_no_gap():
+    rng = np.random.default_rng(0)
+    data = {"x": (4.0 + 0.3 * rng.standard_normal(200)).astype(np.float32)}
+    plan = am.amortize(model, data, plate="unit", family=am.mixture(am.diagonal(), 2))
+    posterior = am.fit(plan, data, key=jax.random.key(0), num_steps=1000)
+    draws = np.asarray(posterior.sample(data, num_samples=400, key=jax.random.key(1))["z"])
+    share = (draws > 0).mean()
+    assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(draws.size) + 0.02
+
+    report = posterior.check(data, key=jax.random.key(2), num_samples=400)
+    gap = log_evidence(data["x"].astype(np.float64)) - report.units["elbo"]
+    print(f"log p - ELBO {gap.mean():.4f}; one normal lacks log 2 = {math.log(2):.4f}")
+    assert gap.mean() < 0.02
+    assert gap.max() < 0.1
