@@ -1,6 +1,8 @@
 """What every test shares: type-checked annotations, a compilation cache that outlives the run, and the shared data."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,6 +27,14 @@ if os.environ.get("AMORTAX_TYPECHECK", "1") != "0":
 def pytest_configure(config: pytest.Config) -> None:
     # Two runs may meet in the cache, and the home folder may be read-only: that costs a compilation, not the test.
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache:UserWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    """Forgets compiled programs after each module: every one takes maps of memory, of which a process has 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
