@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 
 import amortax as am
 
@@ -46,6 +47,7 @@ def test_the_reported_bound_lacks_log_two():
     assert gap.min() > 0.6
 
 
+@pytest.mark.slow
 def test_a_mixture_has_both_modes_and_no_gap():
     rng = np.random.default_rng(0)
     data = {"x": (4.0 + 0.3 * rng.standard_normal(200)).astype(np.float32)}
