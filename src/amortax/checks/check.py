@@ -21,7 +21,7 @@ from .report import Report
 from .verdicts import LARGEST_ERROR, LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
 
 GLOBAL_DRAWS = 8  # at which units are judged
-OWN_DRAWS, FEWEST_OWN_DRAWS = 500, 100  # for the weights of the globals themselves
+OWN_DRAWS, FEWEST_OWN_DRAWS = 2000, 100  # for the weights of the globals: 500 missed a heavy tail at one key in eight
 EVALUATIONS = 50_000_000  # of one unit's density, for the globals' weights
 FEW, MOST = 8, 64  # draws of a unit per draw of the globals: few at first, more only where those are too noisy
 
