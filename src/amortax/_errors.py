@@ -1,5 +1,10 @@
 """What can go wrong, by whose doing: every error names who, where, expected, got, and the next step."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
 
 class AmortaxError(Exception):
     """Base of every error that amortax raises on purpose; the command line prints it in one line."""
@@ -23,3 +28,16 @@ class FitError(AmortaxError, RuntimeError):
 
 class ArtifactError(AmortaxError, ValueError):
     """A saved posterior that can't be trusted or used: names the file and the difference."""
+
+
+def check_entries(what: str, stored: Any, needed: Collection[str], optional: Collection[str] = ()) -> None:
+    """Raises `ArtifactError` unless `stored` is a mapping with all of `needed` and nothing besides but `optional`."""
+    if not isinstance(stored, Mapping):
+        raise ArtifactError(f"the {what} is a {type(stored).__name__}; expected the entries {sorted(needed)}")
+    unknown, missing = sorted(set(stored) - {*needed, *optional}), sorted(set(needed) - set(stored))
+    if unknown or missing:
+        found = [f"unknown entries {unknown}"] * bool(unknown) + [f"no entries {missing}"] * bool(missing)
+        raise ArtifactError(
+            f"the {what} has {' and '.join(found)}; expected the entries {sorted({*needed, *optional})}; "
+            "another version wrote it"
+        )

@@ -15,14 +15,11 @@ Reference: https://github.com/huggingface/safetensors (format); PKWARE APPNOTE.T
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import json
 import math
 import os
-import secrets
 import stat
 import struct
 import zipfile
@@ -33,6 +30,7 @@ import safetensors
 import safetensors.numpy
 
 from ._errors import ArtifactError
+from ._files import write_bytes
 
 FORMAT = 1
 """The format that is written; every format up to this one is read."""
@@ -153,39 +151,13 @@ def _storable(path: str, name: str, value: Any) -> np.ndarray:
 
 
 def _replace_file(path: str, data: memoryview) -> None:
-    """Temporary file, fsync, rename, fsync of the directory; nothing stays behind on any failure."""
-    folder = os.path.dirname(path) or "."
-    temporary = os.path.join(folder, f".amortax-{secrets.token_hex(8)}.tmp")
+    """Writes the whole file, or names what prevents it; nothing stays behind on any failure."""
     try:
-        try:
-            with open(temporary, "xb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError, ValueError):
-                os.unlink(temporary)
-            raise
-        _sync_folder(folder)
+        write_bytes(path, data)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
         advice = "nothing is half-written; make room or choose another place"
         raise _refusal(path, f"({data.nbytes:,} bytes) can't be written: {reason}; {advice}") from error
-
-
-def _sync_folder(folder: str) -> None:
-    """Makes the rename itself durable, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _check_regular(path: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import demo_report
+from ._files import write_bytes
 from .demo_report import Comparison
 from .models import radon
 
@@ -146,9 +147,9 @@ def write_project(folder: Path, *, every: bool, seed: int, num_steps: int) -> di
         (folder / "new.csv").unlink(missing_ok=True)  # of an earlier demo: its counties are trained on now
     for part, kept in names.items():
         lines = [header, *(row for row in rows if row.partition(",")[0] in set(kept))]
-        _write(folder / f"{part}.csv", "\n".join([*lines, ""]).encode())
-    _write(folder / "radon_model.py", (MODEL_FILE + inspect.getsource(radon.model)).encode())
-    _write(folder / "radon.toml", JOB_FILE.format(num_steps=num_steps, seed=seed).encode())
+        write_bytes(folder / f"{part}.csv", "\n".join([*lines, ""]).encode())
+    write_bytes(folder / "radon_model.py", (MODEL_FILE + inspect.getsource(radon.model)).encode())
+    write_bytes(folder / "radon.toml", JOB_FILE.format(num_steps=num_steps, seed=seed).encode())
     return names
 
 
@@ -224,7 +225,7 @@ def _write_report(
 ) -> None:
     tables = {f"{title}, beside the exact answer": each.columns() for title, each in comparisons.items()}
     report.write_html(folder / "report.html", pictures=pictures, tables=tables)
-    _write(folder / "counties.png", next(iter(pictures.values())))
+    write_bytes(folder / "counties.png", next(iter(pictures.values())))
 
 
 def _ending(outcome: Outcome, folder: Path) -> str:
@@ -238,13 +239,3 @@ def _ending(outcome: Outcome, folder: Path) -> str:
         f"  amortax sample radon.amx --model radon_model.py:model --data {table} --output draws.nc\n"
         f"  amortax fit radon.toml --output mine.amx"
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces the file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

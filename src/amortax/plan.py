@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._errors import DataError, GuideError, ModelError
+from ._errors import DataError, GuideError, ModelError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Fixed
 from .describe import describe
@@ -47,6 +47,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
         *(coupling, maf, iaf, planar, affine, spline),
     )
 }
+RECIPE_NAMES = ("encoder", "head", "family", "shared_family")
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
 
 
@@ -84,7 +85,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the model."""
-        recipes = {n: getattr(self, n) for n in ("encoder", "head", "family", "shared_family")}
+        recipes = {n: getattr(self, n) for n in RECIPE_NAMES}
         return {
             "structure": self.structure.to_json(),
             "recipes": {name: None if recipe is None else recipe.to_json() for name, recipe in recipes.items()},
@@ -93,6 +94,8 @@ class Plan:
     @staticmethod
     def from_json(spec: dict[str, Any], model: Callable) -> Plan:
         """The plan that `to_json` wrote, with the user's model."""
+        check_entries("plan", spec, ("structure", "recipes"))
+        check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])
         recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
         return Plan(model, structure, inputs_of(structure), **recipes)
@@ -144,7 +147,7 @@ def choose(
         _refuse({"encoder": encoder, "family": family, "head": head}, "the model has no local latents")
     if not shared:
         _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
-    chosen: dict[str, Recipe | None] = dict.fromkeys(("encoder", "head", "family", "shared_family"))
+    chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
     if local and shared:
         chosen["head"] = head or (newton() if local <= NEWTON_LOCAL or shared > 32 else concatenate())
     if local:

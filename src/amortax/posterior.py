@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from . import answer
-from ._errors import ArtifactError, DataError
+from ._errors import ArtifactError, DataError, check_entries
 from ._types import PyTree, Terms, check_key, whole_number
 from .artifact import read_artifact, write_artifact
 from .checks.check import check
@@ -146,20 +146,34 @@ class Posterior(eqx.Module):
         }
 
 
+def read_posterior(
+    path: str | os.PathLike[str], model: Callable
+) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray]]:
+    """What `save` wrote: plan, record, schema and named arrays; `model` is put into the plan and not run.
+
+    **Raises** `ArtifactError` naming the file, if any bit or entry of it is wrong.
+    """
+    content, arrays = read_artifact(path)
+    try:
+        check_entries("posterior", content, ("plan", "record", "schema"))
+        plan, record = Plan.from_json(content["plan"], model), Record.from_json(content["record"])
+        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
+    except ArtifactError as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtifactError(
+            f"{os.fspath(path)}: the description of the posterior can't be read: {reason}; another version wrote it"
+        ) from error
+    return plan, record, schema, arrays
+
+
 def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     """Reads a saved posterior; `model` is the function it was trained with.
 
     **Raises** `ArtifactError` if any bit of the file is wrong, or if `model` has other sites, supports or shapes.
     """
-    content, arrays = read_artifact(path)
-    try:
-        plan = Plan.from_json(content["plan"], model)
-        record = Record.from_json(content["record"])
-        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path}: the description of the posterior lacks {error}; it was written by another version"
-        ) from error
+    plan, record, schema, arrays = read_posterior(path, model)
     params = matching_params(model, plan.structure, os.fspath(path))
     try:
         joint, guide = Joint(model, plan.structure, params), plan.skeleton()

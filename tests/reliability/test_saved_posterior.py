@@ -225,6 +225,11 @@ def test_a_flipped_byte_and_a_cut_are_refused(path):
         lambda spec: spec.pop("plan"),
         lambda spec: spec.pop("record"),
         lambda spec: spec["record"].pop("num_units"),
+        lambda spec: spec["record"].update(trained_on="more than I say"),
+        lambda spec: spec["record"].update(elbo_per_unit=["much"]),
+        lambda spec: spec.update(record=[]),
+        lambda spec: spec.update(after_load="os.system"),
+        lambda spec: spec["plan"].update(probed=False),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -237,6 +242,7 @@ def test_a_forged_description_is_refused_and_runs_nothing(path, change):
     modules = set(sys.modules)
     with pytest.raises(am.ArtifactError) as caught:
         am.load(path, model=decoder)
+    assert str(caught.value).count(str(path)) == 1
     assert "\n" not in str(caught.value)
     assert set(sys.modules) == modules
 

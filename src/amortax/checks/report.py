@@ -10,15 +10,14 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from amortax._errors import DataError
+from amortax._files import write_bytes
 from amortax.checks.report_html import Page, render
 from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, is_numeric, number_rows, unit_texts
 
@@ -172,19 +171,8 @@ class Report:
         pictures: Mapping[str, bytes | str] | None = None,
         tables: Mapping[str, Mapping[str, Column]] | None = None,
     ) -> None:
-        """Write `to_html` so that `path` is at every moment the old file or the whole new one."""
-        text, target = self.to_html(pictures, tables), Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Writes `to_html` so that `path` is at every moment the old file or the whole new one."""
+        write_bytes(path, self.to_html(pictures, tables).encode())
 
     def _shown(self, n: int, wanted: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         """Headings and cells of the `n` worst units: the labels, then the wanted columns that there are."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._files import write_bytes
 from .errors import VERDICT_FAIL, InputError
 from .model_file import read_model
-from .output import check_output, replacing, summary, write_draws
+from .output import check_output, summary, write_draws
 
 if TYPE_CHECKING:
     from ..data import Units
@@ -74,8 +75,7 @@ def check(
     if output is not None and output.suffix == ".html":
         report.write_html(output, pictures=_pictures(posterior, report))
     elif output is not None:
-        with replacing(output) as partial:
-            partial.write_text(report.to_json(), encoding="utf-8")
+        write_bytes(output, report.to_json().encode())
     return report
 
 

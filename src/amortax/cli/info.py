@@ -6,8 +6,6 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from .._errors import ArtifactError
-
 
 def describe_file(path: Path) -> str:
     """The description that `amortax info` prints.
@@ -16,24 +14,13 @@ def describe_file(path: Path) -> str:
         ArtifactError: where the file is damaged, or not a posterior.
 
     """
-    from ..artifact import read_artifact
-    from ..data import TableSchema
-    from ..plan import Plan
-    from ..train.record import Record
+    from ..posterior import read_posterior
 
-    content, arrays = read_artifact(path)
-    try:
-        plan = str(Plan.from_json(content["plan"], _no_model))
-        record = Record.from_json(content["record"])
-        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path}: the description of the posterior lacks {error}; another version wrote it"
-        ) from error
+    plan, record, schema, arrays = read_posterior(path, _no_model)
     numbers = sum(array.size for array in arrays.values())
     parts = [
         f"{path}: {path.stat().st_size:,} bytes, {len(arrays)} arrays, {numbers:,} numbers",
-        plan,
+        str(plan),
         "\n".join([describe_record(record), f"training data: SHA-256 {record.data_fingerprint}"]),
         _columns(schema),
         f"made with {', '.join(f'{name} {_version(name, version)}' for name, version in record.versions)}",

@@ -10,14 +10,13 @@ A file appears under its name only when it is whole.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._files import replacing
 from .errors import InputError
 
 CELLS_AT_ONCE = 10_000_000
@@ -33,19 +32,6 @@ def check_output(path: Path, suffixes: Sequence[str], force: bool) -> None:
         raise InputError(f"output {path}: {what}")
     if path.exists() and not force:
         raise InputError(f"output {path} is already there; give --force to replace it")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place at the end, or is removed if anything goes wrong."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_draws(draws: Any, path: Path, *, plate: str, unit: str) -> None:

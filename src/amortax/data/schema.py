@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .._errors import ArtifactError
+from .._errors import check_entries
 
 Label = str | int | float | bool
 
@@ -46,12 +46,7 @@ class TableSchema:
 
         **Errors:** `ArtifactError` where an entry is missing or unknown.
         """
-        expected = {field.name for field in dataclasses.fields(cls)}
-        if set(spec) != expected:
-            raise ArtifactError(
-                f"table schema: expected the entries {sorted(expected)}, got {sorted(spec)}; "
-                "the file was written by another version"
-            )
+        check_entries("table schema", spec, [field.name for field in dataclasses.fields(cls)])
         return cls(
             unit=spec["unit"],
             columns=tuple(spec["columns"]),

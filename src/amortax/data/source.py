@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import DataError
+from .._files import replacing
 from . import cells
 
 
@@ -191,12 +192,8 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> None:
     if not path.parent.is_dir():
         raise DataError(f"{path}: no such folder {path.parent}; make it first")
     arrow = to_arrow(table) if isinstance(table, Mapping) else table if isinstance(table, pa.Table) else pa.table(table)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         if path.suffix == ".csv":
             pc.write_csv(to_arrow(dict(zip(arrow.column_names, arrow.columns, strict=True))), partial)
         else:
             pq.write_table(arrow, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
+from .._errors import check_entries
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -34,7 +36,12 @@ class Record:
 
     @staticmethod
     def from_json(spec: dict[str, Any]) -> Record:
-        """The record that `to_json` wrote."""
+        """The record that `to_json` wrote.
+
+        **Raises** `ArtifactError` for unknown entries, and for those missing that every version writes.
+        """
+        needed = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(Record)}
+        check_entries("training record", spec, [n for n, always in needed.items() if always], needed)
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
         for name in ("elbo_per_unit", "validation_elbo_per_unit"):
             plain[name] = tuple(map(float, plain.get(name, ())))
