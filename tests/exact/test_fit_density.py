@@ -80,6 +80,7 @@ def test_the_same_key_gives_the_same_density_and_other_data_of_equal_shapes_trac
         (np.ones((5, 2)), "5 rows; a density needs at least 20"),
         (np.where(np.arange(60).reshape(30, 2) == 13, np.nan, 1.0), "1 numbers that are not finite.* row 6, column 1"),
         (np.stack([np.arange(30.0), np.full(30, 7.0)], axis=1), "column 1 of data is constant"),
+        (1.7e9 + 1e3 * np.random.default_rng(6).standard_normal((30, 1)), "column 0 .* subtract a constant first"),
         ([["a"]] * 30, "not numbers"),
     ],
 )

@@ -33,7 +33,8 @@ from .transforms import AbstractTransform, affine
 class iaf(Recipe):
     """Recipe of a `Flow` of `Inverse` autoregressive layers: fast draws, for training by the ELBO.
 
-    Arguments as those of `coupling`. On one dimension the network sees the context alone.
+    Arguments as those of `coupling`; hidden layers are at least as wide as there are numbers. On one dimension the
+    network sees the context alone.
     """
 
     layers: int = 4
@@ -56,7 +57,8 @@ class iaf(Recipe):
 class maf(Recipe):
     """Recipe of a `Flow` of `Autoregressive` layers: fast densities, for training on given values (forward KL).
 
-    Arguments as those of `coupling`. On one dimension the network sees the context alone.
+    Arguments as those of `coupling`; hidden layers are at least as wide as there are numbers. On one dimension the
+    network sees the context alone.
     """
 
     layers: int = 4
@@ -93,6 +95,7 @@ class Masked(eqx.Module):
         key: Array,
     ) -> None:
         keys = jax.random.split(key, depth + 1)
+        width = max(width, size)  # with fewer units some numbers would be seen by none
         sizes, self.size, self.transform = (size - 1, *context_sizes), size, transform  # nothing follows the last
         hidden = tuple(Linear(sizes if i == 0 else (width,), width, key=keys[i]) for i in range(depth))
         last = Linear((width,) if depth else sizes, size * transform.count, key=keys[depth])

@@ -26,6 +26,7 @@ BLOCK = 100  # steps between looks at the held-out rows
 PATIENCE = 10  # blocks without a gain before fitting stops
 HELD_OUT = 0.1  # share of the rows, at most 10,000 of them
 FEWEST = 20  # rows
+RESOLVED = 1e-5  # smallest spread, as a share of the largest number: about 100 steps of float32
 ADAM = optax.chain(optax.clip_by_global_norm(5.0), optax.scale_by_adam(b2=0.99))
 
 
@@ -196,8 +197,18 @@ def _checked(data: Any) -> np.ndarray:
             f"am.fit_density: data have {len(bad)} numbers that are not finite, the first {rows[row, column]} in row "
             f"{row}, column {column}; drop or fill such rows"
         )
-    with np.errstate(all="ignore"):
-        constant = np.flatnonzero(rows.std(axis=0) <= 1e-7 * np.abs(rows).max(axis=0))
-    if len(constant):
-        raise DataError(f"am.fit_density: column {constant[0]} of data is constant and has no density; leave it out")
+    _check_spread(rows)
     return rows
+
+
+def _check_spread(rows: np.ndarray) -> None:
+    """Columns that vary, and by more than the float32 of draws and densities resolves."""
+    with np.errstate(all="ignore"):
+        spread, largest = rows.std(axis=0), np.abs(rows).max(axis=0)
+    for column in np.flatnonzero(spread <= RESOLVED * largest):
+        if np.ptp(rows[:, column]) == 0:
+            raise DataError(f"am.fit_density: column {column} of data is constant and has no density; leave it out")
+        raise DataError(
+            f"am.fit_density: column {column} of data varies by {spread[column]:.3g} around numbers up to "
+            f"{largest[column]:.3g}, which float32 does not resolve; subtract a constant first"
+        )
