@@ -20,6 +20,8 @@ _HOME = {
     "Units": "data.units",
     "Run": "train.run",
     "ELBO": "objectives.elbo",
+    "IWELBO": "objectives.iwelbo",
+    "Renyi": "objectives.iwelbo",
     "dense": "encoders.dense",
     "deep_set": "encoders.sets",
     "attention_set": "encoders.sets",

@@ -43,7 +43,8 @@ def fit(
     - `guide`: what `amortize` returned, or a posterior to train on from where it is.
     - `data`: as for `amortize`; it may be other units than those that were planned for.
     - `key`: a typed JAX key, `jax.random.key(0)`.
-    - `objective`: default `ELBO()`, with 8 particles where there are globals and few units, 2 with many, else 1.
+    - `objective`: `IWELBO(8)`, say; default `ELBO()`, with 8 particles where there are globals and few units, 2 with
+      many, else 1.
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
@@ -56,6 +57,9 @@ def fit(
     """
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
+    if objective is not None:
+        trained = isinstance(guide, Posterior)
+        objective.check((guide.plan if trained else guide).structure, trained=trained)
     init_key, train_key = jax.random.split(key)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)

@@ -105,6 +105,10 @@ def test_at_the_exact_posterior_the_path_derivative_vanishes(at_the_posterior):
     print(f"largest gradient at the exact posterior: path {largest(path):.1e}, plain {largest(plain):.2f}")
     assert largest(path) <= 1e-4
     assert largest(plain) > 0.1
+    for objective in (am.IWELBO(4), am.Renyi(0.5, 4)):
+        weighted = gradients(joint, guide, batch, objective, keys, 64)
+        print(f"{objective}: {largest(weighted):.1e}")
+        assert largest(weighted) <= 1e-4
 
 
 def test_at_the_exact_guide_every_log_weight_is_the_evidence(at_the_posterior):

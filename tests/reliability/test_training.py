@@ -94,6 +94,9 @@ class Faulty(AbstractObjective):
     value_share: jax.Array
     gradient_share: jax.Array
 
+    def check(self, structure, *, trained):
+        """Any model."""
+
     def __call__(self, key, guide, joint, minibatch):
         loss = am.ELBO()(key, guide, joint, minibatch)
         bad_value, bad_gradient = self.bad(key)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._types import Batch
 from ..guide import Guide
 from ..joint.joint import Joint
+from ..joint.structure import Structure
 
 
 class Loss(eqx.Module):
@@ -41,8 +42,10 @@ def batch_size(batch: Batch) -> int:
 class AbstractObjective(eqx.Module):
     """A loss of one minibatch."""
 
-    num_particles: eqx.AbstractVar[int]
-
     @abstractmethod
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """The loss on the units of all groups."""
+
+    @abstractmethod
+    def check(self, structure: Structure, *, trained: bool) -> None:
+        """Raises `ModelError` if it can't train the model; `trained`: whether training goes on from a posterior."""

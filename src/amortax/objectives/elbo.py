@@ -11,42 +11,38 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Terms
-from ..families.base import Component
+from .._errors import FitError
+from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
+from ..joint.structure import Structure
 from .base import AbstractObjective, Loss, Minibatch
-from .estimators import local_draws, mean_over, over_components, shared_draw, shared_noises
+from .estimators import local_draws, mean_bound
 
 
 class ELBO(AbstractObjective):
-    """`num_particles` draws of (globals, locals) per step; more cost time and lower the noise of the gradient."""
+    """`num_particles` draws of (globals, locals) per step; more cost time and lower the noise of the gradient.
+
+    **Raises** `FitError` if `num_particles` is no whole number from 1.
+    """
 
     num_particles: int = eqx.field(static=True, default=1)
     path_derivative: bool = eqx.field(static=True, default=True)
 
+    def __check_init__(self) -> None:
+        whole_number("am.ELBO: num_particles", self.num_particles, FitError)
+
+    def check(self, structure: Structure, *, trained: bool) -> None:
+        """Every model will do."""
+
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus the ELBO per unit."""
-        contexts = tuple(guide.encode(batch) for batch in minibatch.groups)
-        shared_key, local_key = jax.random.split(key)
 
-        def particle(noise: Array, key: Array) -> Array:
-            def given(component: Component) -> Array:
-                shared, log_shared = shared_draw(noise, component, guide, path_derivative=self.path_derivative)
-                draws = [
-                    local_draws(k, guide, joint, batch, context, shared, path_derivative=self.path_derivative)
-                    for k, batch, context in zip(
-                        jax.random.split(key, len(contexts)), minibatch.groups, contexts, strict=True
-                    )
-                ]
-                unit = jnp.concatenate([d.elbo for d in draws])
-                return Terms(unit, draws[0].log_prior - log_shared).total(minibatch.scale) / minibatch.num_units
+        def units(key: Array, batch: Batch, context: Context, shared: Array) -> tuple[Array, Array]:
+            draws = local_draws(key, guide, joint, batch, context, shared, path_derivative=self.path_derivative)
+            return draws.elbo, draws.log_prior
 
-            return over_components(guide.shared_log_shares(), given)
-
-        noises = shared_noises(shared_key, guide, self.num_particles)
-        elbo = mean_over(particle, noises, jax.random.split(local_key, self.num_particles))
+        elbo = mean_bound(key, guide, minibatch, units, count=self.num_particles, path_derivative=self.path_derivative)
         return Loss(-elbo, jax.lax.stop_gradient(elbo))

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Batch, Context, PyTree
+from .._types import Batch, Context, PyTree, Terms
 from ..families.base import Component
 from ..guide import Guide
 from ..joint.joint import Joint
-from .base import batch_size
+from .base import Minibatch, batch_size
 
 SHARE_UNITS = 32  # of a minibatch, by which the share of the path derivative is chosen
 
@@ -59,6 +59,35 @@ def shared_draw(
     if path_derivative and guide.cheap_log_prob:
         log_q = stopped(guide).shared_log_prob(shared)
     return shared, log_q
+
+
+UnitBounds = Callable[[Array, Batch, Context, Array], tuple[Array, Array]]
+
+
+def mean_bound(
+    key: Array, guide: Guide, minibatch: Minibatch, units: UnitBounds, *, count: int, path_derivative: bool
+) -> Float[Array, ""]:
+    """The bound per unit by `count` draws of the globals, from bounds of log p(d_i | v) of each unit given them.
+
+        mean over v ~ q(v) of  [ log p(v) - log q(v) + N/B Σ_i bound_i(v) ] / N
+
+    `units` takes (key, batch, contexts, v) and gives those bounds for a batch, and log p(v), which comes along.
+    """
+    contexts = tuple(guide.encode(batch) for batch in minibatch.groups)
+    shared_key, local_key = jax.random.split(key)
+
+    def particle(noise: Array, key: Array) -> Array:
+        def given(component: Component) -> Array:
+            shared, log_shared = shared_draw(noise, component, guide, path_derivative=path_derivative)
+            keys = jax.random.split(key, len(contexts))
+            found = [units(*group, shared) for group in zip(keys, minibatch.groups, contexts, strict=True)]
+            unit = jnp.concatenate([bounds for bounds, _ in found])
+            return Terms(unit, found[0][1] - log_shared).total(minibatch.scale) / minibatch.num_units
+
+        return over_components(guide.shared_log_shares(), given)
+
+    noises = shared_noises(shared_key, guide, count)
+    return mean_over(particle, noises, jax.random.split(local_key, count))
 
 
 def mean_over(value: Callable[..., Array], *particles: Array) -> Array:

@@ -1,0 +1,137 @@
+"""How are several draws of one unit weighted against each other? By a power mean of their weights.
+
+Given one draw v of the globals, u_1 ... u_K ~ q(u | e_i, v) and w_k = p(d_i, u_k | v) / q(u_k | e_i, v),
+
+    L_α = 1 / (1 - α) · log 1/K Σ_k w_k^(1 - α),     ∇L_α = Σ_k ŵ_k ∇log w_k,     ŵ_k ∝ w_k^(1 - α).
+
+α = 0 is the importance-weighted bound, α → 1 the ELBO, and by Jensen no α ≥ 0 exceeds log p(d_i | v) in the mean.
+Weights are normalised within each unit: summed over units first, one unit of the minibatch would take all the weight.
+
+With several draws the path derivative alone is biased, since ŵ_k depends on the draws too. Seen through the draws a
+second time (Tucker, Lawson, Gu and Maddison 2019, for α = 0; the same integration by parts for any α), the parameters
+of q have the gradient
+
+    Σ_k ŵ_k (α + (1 - α) ŵ_k) ∂log w_k/∂u_k ∂u_k/∂φ,
+
+whose noise vanishes at the exact posterior. That holds for the role that a parameter has in q and there alone: the
+model's parameters, and the globals in it, keep Σ_k ŵ_k ∂log p. The globals, of which q of the locals is a function,
+have the plain gradient in both roles: at the exact posterior its noise cancels between log p and log q.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import Batch, Context
+from ..guide import Guide
+from ..joint.joint import Joint
+from .base import batch_size
+from .estimators import path_share, stopped
+
+
+def power_mean(
+    log_weight: Float[Array, "draws units"], log_share: Float[Array, "draws units"], alpha: float
+) -> Float[Array, " units"]:
+    """log (Σ share · w^(1-α)) / (1-α) of every unit; shares sum to one. Finite and exact to rounding for any α."""
+    share = jnp.exp(log_share)
+    if alpha == 1.0:
+        return jnp.sum(share * log_weight, axis=0)
+    end = jax.lax.stop_gradient((jnp.max if alpha < 1.0 else jnp.min)(log_weight, axis=0))
+    less = jnp.expm1((1.0 - alpha) * (log_weight - end))  # in (-1, 0]: close to α = 1 no digits are lost
+    return end + jnp.log1p(jnp.sum(share * less, axis=0)) / (1.0 - alpha)
+
+
+def unit_bounds(
+    key: Array,
+    guide: Guide,
+    joint: Joint,
+    batch: Batch,
+    context: Context,
+    shared: Float[Array, " g"],
+    *,
+    count: int,
+    alpha: float,
+    doubly_reparametrised: bool,
+) -> tuple[Float[Array, " units"], Float[Array, ""]]:
+    """(L_α of every unit by `count` draws of its locals given the globals, log p(v)).
+
+    The plain gradient serves where the local family's density is dear at other than its own draws, and for mixtures:
+    they draw from every component, and a draw of one component is none of another.
+    """
+    noise = guide.local_noise(key, count, batch_size(batch))
+    local = guide.local
+    if doubly_reparametrised and local is not None and guide.local_components == 1 and local.family.cheap_log_prob:
+        log_weight, log_prior = _doubly(noise, guide, joint, batch, context, shared, alpha=alpha)
+        return power_mean(log_weight, jnp.full(log_weight.shape, -jnp.log(count)), alpha), log_prior
+    log_weight, log_share, log_prior = plain_weights(noise, guide, joint, batch, context, shared)
+    return power_mean(log_weight, log_share, alpha), log_prior
+
+
+def plain_weights(
+    noise: Float[Array, "draws units noise"],
+    guide: Guide,
+    joint: Joint,
+    batch: Batch,
+    context: Context,
+    shared: Float[Array, " g"],
+) -> tuple[Float[Array, "each units"], Float[Array, "each units"], Float[Array, ""]]:
+    """(log weights of `draws` draws from each component, log shares, log p(v)), with all of their gradient."""
+    components = guide.local_components
+
+    def draw(noise: Array, component: Array) -> tuple[Array, Array]:
+        local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
+        log_p = joint.log_prob(local, shared, batch)
+        return log_p.unit - log_q, log_p.shared
+
+    over = jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=(0, None)), in_axes=(0, None), out_axes=(0, None))
+    log_weight, log_prior = over(noise, jnp.arange(components))
+    log_share = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, joint).T
+    log_share = jnp.broadcast_to(log_share - jnp.log(noise.shape[0]), log_weight.shape)
+    return log_weight.reshape(-1, log_weight.shape[-1]), log_share.reshape(-1, log_weight.shape[-1]), log_prior
+
+
+def _doubly(
+    noise: Float[Array, "draws units noise"],
+    guide: Guide,
+    joint: Joint,
+    batch: Batch,
+    context: Context,
+    shared: Float[Array, " g"],
+    *,
+    alpha: float,
+) -> tuple[Float[Array, "draws units"], Float[Array, ""]]:
+    """(log weights whose gradient under `power_mean` is the one above, log p(v)).
+
+    As with one draw (see `estimators`), each unit takes a share of it and the rest of the plain gradient.
+    """
+    still_guide, still_joint, still_context, still_shared = stopped((guide, joint, context, shared))
+
+    def drawn(noise: Array) -> tuple[Array, Array, Array, Array]:
+        """A draw and its log q: as the parameters of q move them, and what the globals add to that, which is 0."""
+        local, log_q = guide.place_locals(noise, 0, context, still_shared, batch, joint)
+        if guide.shared is None:
+            return local, log_q, jnp.zeros_like(local), jnp.zeros_like(log_q)
+        moved, log_moved = still_guide.place_locals(noise, 0, still_context, shared, batch, still_joint)
+        return local, log_q, moved - jax.lax.stop_gradient(moved), log_moved - jax.lax.stop_gradient(log_moved)
+
+    local, log_q, moved, log_moved = jax.vmap(drawn)(noise)
+    first = stopped(local)
+    log_p = jax.vmap(lambda u: still_joint.log_prob(u, still_shared, batch).unit)(first)
+    power = jax.nn.softmax((1.0 - alpha) * jax.lax.stop_gradient(log_p - log_q), axis=0)
+    factor = alpha + (1.0 - alpha) * power
+    share = path_share(*stopped((guide, joint, batch, context, first[0], shared)))
+
+    def weight(local: Array, log_q: Array, moved: Array, log_moved: Array, factor: Array) -> tuple[Array, Array]:
+        seen = still_guide.locals_log_prob(_scaled(local, factor) + moved, still_context, shared, batch, still_joint)
+        log_p = joint.log_prob(_scaled(local, share * factor + 1.0 - share) + moved, shared, batch)
+        return log_p.unit - share * seen - (1.0 - share) * (log_q + log_moved), log_p.shared
+
+    return jax.vmap(weight, out_axes=(0, None))(local, log_q, moved, log_moved, factor)
+
+
+def _scaled(value: Float[Array, "units d"], factor: Float[Array, " units"]) -> Float[Array, "units d"]:
+    """`value`, whose gradient is multiplied by `factor`."""
+    still = jax.lax.stop_gradient(value)
+    return still + factor[:, None] * (value - still)
