@@ -22,6 +22,7 @@ _HOME = {
     "ELBO": "objectives.elbo",
     "IWELBO": "objectives.iwelbo",
     "Renyi": "objectives.iwelbo",
+    "ForwardKL": "objectives.forward",
     "dense": "encoders.dense",
     "deep_set": "encoders.sets",
     "attention_set": "encoders.sets",

@@ -14,7 +14,7 @@ from ._types import Batch, check_key
 from .data import Units
 from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
-from .objectives.base import AbstractObjective
+from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
 from .plan import Plan
 from .posterior import Posterior
@@ -59,7 +59,7 @@ def fit(
     check_key(key, FitError)
     if objective is not None:
         trained = isinstance(guide, Posterior)
-        objective.check((guide.plan if trained else guide).structure, trained=trained)
+        check_objective(objective, (guide.plan if trained else guide).structure, trained=trained)
     init_key, train_key = jax.random.split(key)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)

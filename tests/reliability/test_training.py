@@ -1,6 +1,7 @@
 """A training run ends as asked, survives what goes wrong once, and says what goes wrong often."""
 
 import functools
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -94,7 +95,9 @@ class Faulty(AbstractObjective):
     value_share: jax.Array
     gradient_share: jax.Array
 
-    def check(self, structure, *, trained):
+    trains_all: ClassVar[bool] = True
+
+    def check(self, structure):
         """Any model."""
 
     def __call__(self, key, guide, joint, minibatch):

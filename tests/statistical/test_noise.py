@@ -1,6 +1,7 @@
 """Is every number drawn anew? Across steps, units, sites, particles and draws: a fault that no other check sees."""
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,9 @@ class Noise(AbstractObjective):
 
     num_particles: int = 1
 
-    def check(self, structure, *, trained):
+    trains_all: ClassVar[bool] = True
+
+    def check(self, structure):
         """Any model."""
 
     def __call__(self, key, guide, joint, minibatch):

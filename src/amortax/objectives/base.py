@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
+from .._errors import ModelError
 from .._types import Batch
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -42,10 +43,23 @@ def batch_size(batch: Batch) -> int:
 class AbstractObjective(eqx.Module):
     """A loss of one minibatch."""
 
+    trains_all: eqx.AbstractVar[bool]  # False: q of the locals only
+
     @abstractmethod
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """The loss on the units of all groups."""
 
     @abstractmethod
-    def check(self, structure: Structure, *, trained: bool) -> None:
-        """Raises `ModelError` if it can't train the model; `trained`: whether training goes on from a posterior."""
+    def check(self, structure: Structure) -> None:
+        """Raises `ModelError` where it can't be computed for the model."""
+
+
+def check_objective(objective: AbstractObjective, structure: Structure, *, trained: bool) -> None:
+    """Raises `ModelError` if `objective` can't train the model; `trained`: whether it goes on from a posterior."""
+    objective.check(structure)
+    rest = [site.name for site in structure.of("global")] + sorted(structure.params)
+    if rest and not trained and not objective.trains_all:
+        raise ModelError(
+            f"the objective trains q of the locals only, and {rest} of model '{structure.model}' would stay where they "
+            "start; use am.WakeSleep(), or am.Sum(am.ELBO(), am.ForwardKL()), or go on from a fitted posterior"
+        )

@@ -9,6 +9,8 @@ averaged over particles, and divided by N. How it is differentiated: see `estima
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 from jaxtyping import Array
@@ -30,11 +32,12 @@ class ELBO(AbstractObjective):
 
     num_particles: int = eqx.field(static=True, default=1)
     path_derivative: bool = eqx.field(static=True, default=True)
+    trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         whole_number("am.ELBO: num_particles", self.num_particles, FitError)
 
-    def check(self, structure: Structure, *, trained: bool) -> None:
+    def check(self, structure: Structure) -> None:
         """Every model will do."""
 
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:

@@ -12,6 +12,7 @@ divided by N. Both lie below log p(data) for α ≥ 0; α = 0 is the first, α �
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -41,6 +42,7 @@ class IWELBO(AbstractObjective):
     num_shared_draws: int = eqx.field(static=True, default=2, kw_only=True)
     doubly_reparametrised: bool = eqx.field(static=True, default=True, kw_only=True)
     path_derivative: bool = eqx.field(static=True, default=False, kw_only=True)
+    trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_draws("am.IWELBO", self.num_particles, self.num_shared_draws)
@@ -50,7 +52,7 @@ class IWELBO(AbstractObjective):
                 "biased with several weighted particles; leave it out: the gradient is doubly reparametrised by default"
             )
 
-    def check(self, structure: Structure, *, trained: bool) -> None:
+    def check(self, structure: Structure) -> None:
         """Refuses a model without locals."""
         _check_locals("am.IWELBO", structure)
 
@@ -72,6 +74,7 @@ class Renyi(AbstractObjective):
     alpha: float = eqx.field(static=True)
     num_particles: int = eqx.field(static=True, default=8)
     num_shared_draws: int = eqx.field(static=True, default=2, kw_only=True)
+    trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_draws("am.Renyi", self.num_particles, self.num_shared_draws)
@@ -82,7 +85,7 @@ class Renyi(AbstractObjective):
                 "0 is the importance-weighted bound, 1 the ELBO"
             )
 
-    def check(self, structure: Structure, *, trained: bool) -> None:
+    def check(self, structure: Structure) -> None:
         """Refuses a model without locals."""
         _check_locals("am.Renyi", structure)
 

@@ -65,7 +65,8 @@ class _Progression:
     settled: PyTree = None
     num_settled: int = 0
     settled_blocks: int = 0
-    means: list[float] = dataclasses.field(default_factory=list)
+    elbos: list[float] = dataclasses.field(default_factory=list)
+    means: list[float] = dataclasses.field(default_factory=list)  # of minus the loss, by which training is judged
     errors: list[float] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
     held_out: list[float] = dataclasses.field(default_factory=list)
@@ -73,11 +74,11 @@ class _Progression:
     skipped: int = 0
     stopped: str = "converged"
 
-    def note(self, step: int, elbos: np.ndarray) -> None:
-        """Adds a block that ended at `step`, by the bounds of its finite steps."""
+    def note(self, step: int, gains: np.ndarray) -> None:
+        """Adds a block that ended at `step`, by minus the losses of its finite steps."""
         self.steps.append(step)
-        self.means.append(float(elbos.mean()) if len(elbos) else float("nan"))
-        self.errors.append(float(elbos.std() / np.sqrt(len(elbos))) if len(elbos) else float("inf"))
+        self.means.append(float(gains.mean()) if len(gains) else float("nan"))
+        self.errors.append(float(gains.std() / np.sqrt(len(gains))) if len(gains) else float("inf"))
 
     def set_back(self) -> None:
         """Training went back to the best parameters: blocks so far don't count for what comes."""
@@ -102,7 +103,7 @@ class _Progression:
             stopped=self.stopped,
             skipped_steps=self.skipped,
             step=tuple(self.steps),
-            elbo_per_unit=tuple(self.means),
+            elbo_per_unit=tuple(self.elbos),
             validation_elbo_per_unit=tuple(self.held_out),
         )
 
@@ -149,7 +150,7 @@ def train(
     with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
         try:
             for step in _blocks(setting, state, source, schedule, seen, data):
-                progress.update(step, seen.means[-1], step * batch)
+                progress.update(step, seen.elbos[-1], step * batch)
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
     joint, guide = eqx.combine(_answer(setting, seen, data.held_out if _chooses(setting) else None), rest)
@@ -173,10 +174,11 @@ def _blocks(
         state = eqx.tree_at(lambda s: s.optimizer, state, set_step_size(state.optimizer, schedule.factor(step)))
         settling = schedule.settling(step)
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
-        elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
+        loss, elbo, finite = (np.asarray(x)[:count] for x in (result.loss, result.elbo_per_unit, result.finite))
         _count_skipped(setting, state, rows, finite, seen, data)
         step += count
-        seen.note(step, elbo[finite])
+        seen.note(step, -loss[finite])
+        seen.elbos.append(float(elbo[finite].mean()) if finite.any() else float("nan"))
         judged = seen.means[-1]
         if data.held_out is not None:
             seen.held_out.append(_judge(setting, state.params, data.held_out))
@@ -199,8 +201,11 @@ def _blocks(
 
 
 def _chooses(setting: Setting) -> bool:
-    """Whether held-out units choose the parameters: not of q(v), of which a few units' bound knows next to nothing."""
-    return setting.rest[1].shared is None
+    """Whether held-out units choose the parameters: not of q(v), of which a few units' bound knows next to nothing.
+
+    Nor does their bound judge an objective that descends something else.
+    """
+    return setting.rest[1].shared is None and setting.objective.trains_all
 
 
 def _judge(setting: Setting, params: PyTree, held_out: Batch) -> float:

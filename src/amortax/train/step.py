@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from .._types import Batch, PyTree, trainable
 from ..guide import Guide
 from ..joint.joint import Joint
-from ..objectives.base import AbstractObjective, Minibatch
+from ..objectives.base import AbstractObjective, Loss, Minibatch
 from ..objectives.estimators import local_draws
 
 MANY_PARAMS, APART = 50_000, 10  # beyond so many, adding them up at each step costs, and one step in ten is averaged
@@ -46,6 +46,7 @@ class Setting(eqx.Module):
 class BlockResult(eqx.Module):
     """Of every step of the block (entries beyond the trip count are zero)."""
 
+    loss: Float[Array, " steps"]
     elbo_per_unit: Float[Array, " steps"]
     finite: Array
     sum_of_params: PyTree  # over `num_summed` steps of the block, evenly apart
@@ -58,8 +59,8 @@ def split_trainable(joint: Joint, guide: Guide) -> tuple[PyTree, PyTree]:
     return eqx.partition(pair, trainable(pair))
 
 
-def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple[State, Array, Array]:
-    """(state, elbo, finite) of one update; if loss, gradient or update is not finite nothing changes but the key."""
+def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple[State, Loss, Array]:
+    """(state, loss, finite) of one update; if loss, gradient or update is not finite nothing changes but the key."""
     key, noise = jax.random.split(state.key)
 
     def loss_of(params: PyTree) -> tuple[Array, Array]:
@@ -75,7 +76,7 @@ def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tupl
     params, optimizer = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, optimizer), (state.params, state.optimizer)
     )
-    return State(params, optimizer, key, state.step + 1), elbo, finite
+    return State(params, optimizer, key, state.step + 1), Loss(value, elbo), finite
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -89,18 +90,20 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
         state, result = carry
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
-        state, elbo, finite = take_step(setting, state, groups)
+        state, loss, finite = take_step(setting, state, groups)
         chosen = i % apart == apart - 1
         total = jax.lax.cond(
             chosen,
             lambda: jax.tree.map(jnp.add, result.sum_of_params, state.params),
             lambda: result.sum_of_params,
         )
-        elbos, finites = result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite)
-        return state, BlockResult(elbos, finites, total, result.num_summed + chosen)
+        losses, elbos = result.loss.at[i].set(loss.value), result.elbo_per_unit.at[i].set(loss.elbo_per_unit)
+        finites = result.finite.at[i].set(finite)
+        return state, BlockResult(losses, elbos, finites, total, result.num_summed + chosen)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), zeros, jnp.zeros((), jnp.int32))
+    numbers = jnp.zeros(length)
+    empty = BlockResult(numbers, numbers, jnp.zeros(length, bool), zeros, jnp.zeros((), jnp.int32))
     return jax.lax.fori_loop(0, count, body, (state, empty))
 
 

@@ -1,0 +1,130 @@
+"""Forward KL: the model simulates its own units, and q of the locals learns to recognise them.
+
+    loss = E_{v} E_{u, d ~ p(u, d | v)} [ -log q(u | e(d), v) ],
+
+which is the mean of KL(p(u | d, v) ‖ q(u | e(d), v)) over data that the model itself makes, plus a constant
+(Papamakarios and Murray 2016; the sleep phase of Hinton, Dayan, Frey and Neal 1995). It covers every mode, where the
+ELBO may drop some.
+
+Simulated units stand in the places of a minibatch's real ones: their covariates, lengths and masks, with locals and
+responses drawn anew, inside the compiled step. Half of them take v from the prior, so that q is right wherever v may
+be, half from q(v) as it is, where it will be asked. Neither q(v) nor the model's own parameters learn from simulation.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._errors import FitError, ModelError
+from .._types import Batch, Context, whole_number
+from ..guide import Guide
+from ..heads import prior_frame
+from ..joint.joint import Joint
+from ..joint.structure import Structure
+from .base import AbstractObjective, Loss, Minibatch, batch_size
+from .elbo import ELBO
+from .estimators import stopped
+
+FARTHEST = 1e8  # times the largest real value, or the prior's scale: its square and a gradient of it are still finite
+
+
+class ForwardKL(AbstractObjective):
+    """Trains q of the locals on `num_particles` simulated units in the place of each real one.
+
+    It trains nothing else: with globals or learned parameters use it in `am.Sum` with `am.ELBO`, or to go on from a
+    fitted posterior. It needs `log_prob` of the local family at each step, which `am.iaf` has only number by number.
+
+    The bound that it reports is the ELBO of the real units. Simulations whose numbers float32 can't square, or that lie
+    `FARTHEST` times farther out than any real one, are left out.
+
+    **Raises** `FitError` if `num_particles` is no whole number from 1; from `fit`, `ModelError` if the model has no
+    locals or can't be simulated, with the reason.
+    """
+
+    num_particles: int = eqx.field(static=True, default=1)
+    trains_all: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        whole_number("am.ForwardKL: num_particles", self.num_particles, FitError)
+
+    def check(self, structure: Structure) -> None:
+        """Refuses a model without locals, and one that can't be simulated."""
+        check_simulation("am.ForwardKL", structure)
+
+    def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
+        """Minus the mean log density of simulated locals."""
+        simulation_key, elbo_key = jax.random.split(key)
+        loss = simulated_loss(simulation_key, guide, joint, minibatch, count=self.num_particles)
+        still_guide, still_joint = stopped((guide, joint))
+        return Loss(loss, ELBO()(elbo_key, still_guide, still_joint, minibatch).elbo_per_unit)
+
+
+def check_simulation(name: str, structure: Structure) -> None:
+    """Raises `ModelError` unless the model has locals and can be simulated."""
+    if not structure.size("local"):
+        raise ModelError(
+            f"{name} trains q of each unit's latents, but model '{structure.model}' has none inside plate "
+            f"'{structure.plate}'; use am.ELBO()"
+        )
+    if structure.cannot_simulate:
+        raise ModelError(
+            f"{name} needs simulations, but model '{structure.model}' can't be simulated: {structure.cannot_simulate}; "
+            "use an objective without them: am.ELBO(), am.IWELBO(), am.Renyi()"
+        )
+
+
+def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch, *, count: int) -> Float[Array, ""]:
+    """Mean of -log q(u | d, v) over `count` simulations in every unit's place; its gradient is q of the locals'."""
+    joint = stopped(joint)
+    if guide.shared is not None:
+        guide = eqx.tree_at(lambda g: g.shared, guide, stopped(guide.shared))
+
+    def one(local: Array, context: Context, shared: Array, unit: Batch) -> Array:
+        return guide.local_log_prob(local, context, shared, unit, joint)
+
+    def particle(key: Array) -> tuple[Array, Array]:
+        losses, used = [], []
+        for number, batch in enumerate(minibatch.groups):
+            local, shared, drawn, useful = simulate(jax.random.fold_in(key, number), guide, joint, batch)
+            log_q = jax.vmap(one)(local, guide.encode(drawn), shared, drawn)
+            losses.append(-jnp.sum(jnp.where(useful, log_q, 0.0)))
+            used.append(jnp.sum(useful))
+        return sum(losses, jnp.zeros(())), sum(used, jnp.zeros((), jnp.int32))
+
+    loss, used = jax.vmap(particle)(jax.random.split(key, count))
+    return jnp.sum(loss) / jnp.sum(used)  # none of use: NaN, and training says so
+
+
+def simulate(
+    key: Array, guide: Guide, joint: Joint, batch: Batch
+) -> tuple[Float[Array, "units d"], Float[Array, "units g"], Batch, Array]:
+    """(locals, globals, data, whether they are of use) of one simulated unit in the place of each of `batch`.
+
+    Where they are not, latents are zero and data the real ones, so that no gradient is touched by what is left out.
+    """
+    size = batch_size(batch)
+    turn_key, unit_key = jax.random.split(key)
+    from_prior = (jnp.arange(size) + jax.random.bernoulli(turn_key)) % 2 == 0
+    limits = {name: FARTHEST * jnp.maximum(1.0, jnp.max(jnp.abs(x))) for name, x in batch.arrays.items()}
+
+    def one(key: Array, from_prior: Array, unit: Batch) -> tuple[Array, Array, Batch, Array]:
+        prior_key, guide_key, key = jax.random.split(key, 3)
+        shared = jnp.zeros(0)
+        if guide.shared is not None:
+            shared = jnp.where(from_prior, joint.simulate_shared(prior_key, unit), guide.sample_shared(guide_key)[0])
+        local, responses = joint.simulate(key, shared, unit)
+        within = [jnp.all(jnp.abs(x) <= limits[name]) for name, x in responses.items()]
+        for value, block in ((local, guide.local), (shared, guide.shared)):
+            if block is not None:
+                within.append(jnp.all(jnp.abs(prior_frame(block.whitening).take(value)) <= FARTHEST))
+        useful = jnp.all(jnp.stack(within))
+        kept = {name: jnp.where(useful, x, unit.arrays[name]) for name, x in responses.items()}
+        drawn = Batch({**unit.arrays, **kept}, unit.masks, unit.lengths)
+        return jnp.where(useful, local, 0.0), jnp.where(useful, shared, 0.0), drawn, useful
+
+    return stopped(jax.vmap(one)(jax.random.split(unit_key, size), from_prior, batch))
