@@ -23,6 +23,7 @@ _HOME = {
     "IWELBO": "objectives.iwelbo",
     "Renyi": "objectives.iwelbo",
     "ForwardKL": "objectives.forward",
+    "WakeSleep": "objectives.wake_sleep",
     "dense": "encoders.dense",
     "deep_set": "encoders.sets",
     "attention_set": "encoders.sets",

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import amortax as am
+from amortax._types import Terms
 from amortax.intake import as_units, to_batch
 from amortax.objectives.base import Minibatch
 from amortax.train.initialise import initialise
@@ -57,6 +58,37 @@ def quadrature(count):
     nodes = np.linspace(-5.5, 5.5, count)
     weights = np.exp(-0.5 * nodes**2)
     return jnp.asarray(nodes, jnp.float32), jnp.asarray(weights / weights.sum(), jnp.float32)
+
+
+def exact_bound(guide, joint, batch, alpha, particles, in_guide=None):
+    """The bound per unit by quadrature over the noise of v and of each of 1 or 2 draws of every unit.
+
+    `in_guide` stands for the joint where q sees it.
+    """
+    nodes, weights = quadrature(64)
+    at_shared, of_shared = quadrature(32) if guide.shared is not None else (jnp.zeros(1), jnp.ones(1))
+    contexts = guide.encode(batch)
+
+    def given(noise):
+        shared, log_shared = guide.place_shared(noise[None] if guide.shared is not None else jnp.zeros(0), 0)
+
+        def log_weight(noise):
+            noise = jnp.full((len(X), 1), noise)
+            local, log_q = guide.place_locals(noise, 0, contexts, shared, batch, in_guide or joint)
+            log_p = joint.log_prob(local, shared, batch)
+            return log_p.unit - log_q, log_p.shared
+
+        each, log_prior = jax.vmap(log_weight, out_axes=(0, None))(nodes)  # (nodes, units)
+        first, second = each[:, None], each[None] if particles == 2 else each[:, None]
+        if alpha == 1.0:
+            value = 0.5 * (first + second)
+        else:
+            value = (jnp.logaddexp((1 - alpha) * first, (1 - alpha) * second) - math.log(2)) / (1 - alpha)
+        mass = weights[:, None] * weights[None] if particles == 2 else weights[:, None]
+        unit = jnp.sum(mass[..., None] * value, axis=(0, 1))
+        return Terms(unit, log_prior - log_shared).total(NUM_UNITS / len(X)) / NUM_UNITS
+
+    return jnp.sum(of_shared * jax.vmap(given)(at_shared))
 
 
 def loss_of(objective, joint, guide, batch):

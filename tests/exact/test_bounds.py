@@ -10,9 +10,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from quadrature import (
-    NUM_UNITS,
     X,
     alone,
+    exact_bound,
     grouped,
     loss_of,
     mean_gradients,
@@ -22,37 +22,7 @@ from quadrature import (
 )
 
 import amortax as am
-from amortax._types import Terms
 from amortax.objectives.weighted import power_mean
-
-
-def exact_bound(guide, joint, batch, alpha, particles):
-    """The bound per unit by quadrature over the noise of v and of each of 1 or 2 draws of every unit."""
-    nodes, weights = quadrature(64)
-    at_shared, of_shared = quadrature(32) if guide.shared is not None else (jnp.zeros(1), jnp.ones(1))
-    contexts = guide.encode(batch)
-
-    def given(noise):
-        shared, log_shared = guide.place_shared(noise[None] if guide.shared is not None else jnp.zeros(0), 0)
-
-        def log_weight(noise):
-            noise = jnp.full((len(X), 1), noise)
-            local, log_q = guide.place_locals(noise, 0, contexts, shared, batch, joint)
-            log_p = joint.log_prob(local, shared, batch)
-            return log_p.unit - log_q, log_p.shared
-
-        each, log_prior = jax.vmap(log_weight, out_axes=(0, None))(nodes)  # (nodes, units)
-        first, second = each[:, None], each[None] if particles == 2 else each[:, None]
-        if alpha == 1.0:
-            value = 0.5 * (first + second)
-        else:
-            value = (jnp.logaddexp((1 - alpha) * first, (1 - alpha) * second) - math.log(2)) / (1 - alpha)
-        mass = weights[:, None] * weights[None] if particles == 2 else weights[:, None]
-        unit = jnp.sum(mass[..., None] * value, axis=(0, 1))
-        return Terms(unit, log_prior - log_shared).total(NUM_UNITS / len(X)) / NUM_UNITS
-
-    return jnp.sum(of_shared * jax.vmap(given)(at_shared))
-
 
 NEWTON, TOLD = {"head": am.newton(width=4), "move": 0.4}, {"head": am.concatenate()}
 

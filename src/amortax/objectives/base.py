@@ -63,3 +63,12 @@ def check_objective(objective: AbstractObjective, structure: Structure, *, train
             f"the objective trains q of the locals only, and {rest} of model '{structure.model}' would stay where they "
             "start; use am.WakeSleep(), or am.Sum(am.ELBO(), am.ForwardKL()), or go on from a fitted posterior"
         )
+
+
+def check_locals(name: str, structure: Structure) -> None:
+    """Raises `ModelError` unless the model has latents in each unit, which the objective called `name` is about."""
+    if not structure.size("local"):
+        raise ModelError(
+            f"{name} is about draws of each unit's latents, but model '{structure.model}' has none inside plate "
+            f"'{structure.plate}'; use am.ELBO()"
+        )

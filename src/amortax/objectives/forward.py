@@ -26,7 +26,7 @@ from ..guide import Guide
 from ..heads import prior_frame
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, batch_size
+from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals
 from .elbo import ELBO
 from .estimators import stopped
 
@@ -66,11 +66,7 @@ class ForwardKL(AbstractObjective):
 
 def check_simulation(name: str, structure: Structure) -> None:
     """Raises `ModelError` unless the model has locals and can be simulated."""
-    if not structure.size("local"):
-        raise ModelError(
-            f"{name} trains q of each unit's latents, but model '{structure.model}' has none inside plate "
-            f"'{structure.plate}'; use am.ELBO()"
-        )
+    check_locals(name, structure)
     if structure.cannot_simulate:
         raise ModelError(
             f"{name} needs simulations, but model '{structure.model}' can't be simulated: {structure.cannot_simulate}; "

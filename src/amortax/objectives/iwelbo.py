@@ -18,12 +18,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from .._errors import FitError, ModelError
+from .._errors import FitError
 from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch
+from .base import AbstractObjective, Loss, Minibatch, check_locals
 from .estimators import mean_bound
 from .weighted import unit_bounds
 
@@ -54,7 +54,7 @@ class IWELBO(AbstractObjective):
 
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals."""
-        _check_locals("am.IWELBO", structure)
+        check_locals("am.IWELBO", structure)
 
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus the importance-weighted bound per unit."""
@@ -87,7 +87,7 @@ class Renyi(AbstractObjective):
 
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals."""
-        _check_locals("am.Renyi", structure)
+        check_locals("am.Renyi", structure)
 
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus Rényi's bound per unit."""
@@ -120,11 +120,3 @@ def _loss(
 def _check_draws(name: str, num_particles: int, num_shared_draws: int) -> None:
     whole_number(f"{name}: num_particles", num_particles, FitError)
     whole_number(f"{name}: num_shared_draws", num_shared_draws, FitError)
-
-
-def _check_locals(name: str, structure: Structure) -> None:
-    if not structure.size("local"):
-        raise ModelError(
-            f"{name} weighs draws of each unit's latents, but model '{structure.model}' has none inside plate "
-            f"'{structure.plate}'; use am.ELBO()"
-        )

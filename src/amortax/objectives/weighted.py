@@ -20,6 +20,7 @@ have the plain gradient in both roles: at the exact posterior its noise cancels 
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -65,31 +66,42 @@ def unit_bounds(
     if doubly_reparametrised and local is not None and guide.local_components == 1 and local.family.cheap_log_prob:
         log_weight, log_prior = _doubly(noise, guide, joint, batch, context, shared, alpha=alpha)
         return power_mean(log_weight, jnp.full(log_weight.shape, -jnp.log(count)), alpha), log_prior
-    log_weight, log_share, log_prior = plain_weights(noise, guide, joint, batch, context, shared)
-    return power_mean(log_weight, log_share, alpha), log_prior
+    each = plain_weights(noise, guide, (joint, joint), batch, context, shared)
+    return power_mean(each.log_weight, each.log_share, alpha), each.log_prior
+
+
+class Weighted(eqx.Module):
+    """Draws of every unit from each component of its q, each with its weight; shares sum to one over all of a unit."""
+
+    local: Float[Array, "each units d"]
+    log_weight: Float[Array, "each units"]
+    log_share: Float[Array, "each units"]
+    log_prior: Float[Array, ""]  # log p(v), which comes with them
 
 
 def plain_weights(
     noise: Float[Array, "draws units noise"],
     guide: Guide,
-    joint: Joint,
+    joints: tuple[Joint, Joint],
     batch: Batch,
     context: Context,
     shared: Float[Array, " g"],
-) -> tuple[Float[Array, "each units"], Float[Array, "each units"], Float[Array, ""]]:
-    """(log weights of `draws` draws from each component, log shares, log p(v)), with all of their gradient."""
-    components = guide.local_components
+) -> Weighted:
+    """`draws` draws from each component, with all of their gradient; `joints` are the one in p and the one in q."""
+    components, (joint, in_guide) = guide.local_components, joints
 
-    def draw(noise: Array, component: Array) -> tuple[Array, Array]:
-        local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
+    def draw(noise: Array, component: Array) -> tuple[Array, Array, Array]:
+        local, log_q = guide.place_locals(noise, component, context, shared, batch, in_guide)
         log_p = joint.log_prob(local, shared, batch)
-        return log_p.unit - log_q, log_p.shared
+        return local, log_p.unit - log_q, log_p.shared
 
-    over = jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=(0, None)), in_axes=(0, None), out_axes=(0, None))
-    log_weight, log_prior = over(noise, jnp.arange(components))
-    log_share = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, joint).T
+    inner = jax.vmap(draw, in_axes=(None, 0), out_axes=(0, 0, None))
+    outer = jax.vmap(inner, in_axes=(0, None), out_axes=(0, 0, None))
+    local, log_weight, log_prior = outer(noise, jnp.arange(components))
+    log_share = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, in_guide).T
     log_share = jnp.broadcast_to(log_share - jnp.log(noise.shape[0]), log_weight.shape)
-    return log_weight.reshape(-1, log_weight.shape[-1]), log_share.reshape(-1, log_weight.shape[-1]), log_prior
+    local, log_weight, log_share = (x.reshape(-1, *x.shape[2:]) for x in (local, log_weight, log_share))
+    return Weighted(local, log_weight, log_share, log_prior)
 
 
 def _doubly(
