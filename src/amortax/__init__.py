@@ -24,6 +24,7 @@ _HOME = {
     "Renyi": "objectives.iwelbo",
     "ForwardKL": "objectives.forward",
     "WakeSleep": "objectives.wake_sleep",
+    "Sum": "objectives.sum",
     "dense": "encoders.dense",
     "deep_set": "encoders.sets",
     "attention_set": "encoders.sets",

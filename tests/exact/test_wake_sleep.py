@@ -41,9 +41,9 @@ def exact_lesson(guide, joint, batch):
     [
         (alone, {}, am.WakeSleep()),
         (alone, {}, am.WakeSleep(2, wake_share=1.0)),
-        (grouped, {"head": am.concatenate()}, am.WakeSleep(2, wake_share=0.3)),
+        (grouped, {"head": am.newton(width=4), "move": 0.3}, am.WakeSleep(2, wake_share=0.3)),
     ],
-    ids=["alone", "alone-awake", "told-reweighted"],
+    ids=["alone", "alone-awake", "newton-reweighted"],
 )
 def test_value_and_gradient_are_those_of_the_exact_phases(model, recipes, objective):
     joint, guide, batch = started(model, **recipes)
@@ -65,7 +65,7 @@ def test_value_and_gradient_are_those_of_the_exact_phases(model, recipes, object
         return wake + lesson - jax.lax.stop_gradient(lesson) + sleep
 
     value, gradient = jax.jit(jax.value_and_grad(exact))(params)
-    losses, gradients = mean_gradients(objective, joint, guide, batch, 2, 10_000)
+    losses, gradients = mean_gradients(objective, joint, guide, batch, 2, 5000)
     scores = worst_score((losses, gradients), (value, gradient))
     print(f"{objective}: scores in standard errors", {n: round(s, 2) for n, s in scores.items()})
     assert max(scores.values()) <= 5
