@@ -25,6 +25,7 @@ _HOME = {
     "ForwardKL": "objectives.forward",
     "WakeSleep": "objectives.wake_sleep",
     "Sum": "objectives.sum",
+    "warm_up": "objectives.schedules",
     "dense": "encoders.dense",
     "deep_set": "encoders.sets",
     "attention_set": "encoders.sets",

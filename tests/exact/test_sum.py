@@ -90,9 +90,12 @@ def test_a_sum_is_refused_where_one_of_it_is_or_none_trains_the_rest():
     ("make", "words"),
     [
         (lambda: am.Sum(), "am.Sum of no objectives"),
-        (lambda: am.Sum(am.ELBO(), weights=(1.0, 2.0)), r"weights must be 1 positive finite numbers, got \(1.0, 2.0\)"),
-        (lambda: am.Sum(am.ELBO(), am.ForwardKL(), weights=(1.0, -1.0)), "weights must be 2 positive finite numbers"),
-        (lambda: am.Sum(am.ELBO(), weights=(float("nan"),)), "weights must be 1 positive finite numbers"),
+        (lambda: am.Sum(am.ELBO(), weights=(1.0, 2.0)), "am.Sum: 1 objectives but 2 weights; give one for each"),
+        (
+            lambda: am.Sum(am.ELBO(), am.ForwardKL(), weights=(1.0, -1.0)),
+            r"weights\[1\] must be a finite number from 0",
+        ),
+        (lambda: am.Sum(am.ELBO(), weights=(float("nan"),)), r"weights\[0\] must be a finite number from 0"),
     ],
 )
 def test_impossible_arguments_are_refused(make, words):

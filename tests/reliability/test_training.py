@@ -100,6 +100,9 @@ class Faulty(AbstractObjective):
     def check(self, structure):
         """Any model."""
 
+    def is_settled(self, step):
+        return True
+
     def __call__(self, key, guide, joint, minibatch):
         loss = am.ELBO()(key, guide, joint, minibatch)
         bad_value, bad_gradient = self.bad(key)

@@ -94,6 +94,9 @@ class Noise(AbstractObjective):
     def check(self, structure):
         """Any model."""
 
+    def is_settled(self, step):
+        return True
+
     def __call__(self, key, guide, joint, minibatch):
         still = sum(0.0 * jnp.sum(x) for x in jax.tree.leaves(joint.params)) + 0.0 * jnp.sum(
             guide.shared.family.parameters.offset

@@ -64,6 +64,13 @@ class Joint(eqx.Module):
                 outside = outside + total
         return Terms(in_unit, outside)
 
+    def unit_log_prior(self, local: Array, shared: Array, unit: Batch) -> Array:
+        """The part of `unit_log_prob` that is log p(u | v) of the unit's own latents, Jacobians included."""
+        records = self._run(local, shared, unit, key=jax.random.key(0))
+        masks = self._masks(records, unit)
+        sites = self.structure.of("local")
+        return sum((jnp.sum(site_log_prob(records[s.name], masks.get(s.name))) for s in sites), jnp.zeros(()))
+
     def constrain(self, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
         """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped."""
         records = self._run(local, shared, unit, key=jax.random.key(0))

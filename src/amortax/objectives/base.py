@@ -53,6 +53,10 @@ class AbstractObjective(eqx.Module):
     def check(self, structure: Structure) -> None:
         """Raises `ModelError` where it can't be computed for the model."""
 
+    @abstractmethod
+    def is_settled(self, step: int) -> bool:
+        """Whether losses from `step` on are comparable: no schedule of it still moves."""
+
 
 def check_objective(objective: AbstractObjective, structure: Structure, *, trained: bool) -> None:
     """Raises `ModelError` if `objective` can't train the model; `trained`: whether it goes on from a posterior."""

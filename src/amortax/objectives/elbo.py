@@ -5,6 +5,13 @@ For B of N units, with v ~ q(v) shared by the batch and u_i ~ q(u_i | e_i, v),
     ELBO = log p(v) - log q(v) + N/B Σ_i [ log p(d_i, u_i | v) - log q(u_i | e_i, v) ],
 
 averaged over particles, and divided by N. How it is differentiated: see `estimators`.
+
+Training may descend another weighting of it, which is never what is reported:
+
+    N/B Σ_i log p(d_i | u_i, v) - β N max(λ, 1/B Σ_i KL_i),    KL_i = log q(u_i | e_i, v) - log p(u_i | v)
+
+in place of the sum: β rises to 1 while a decoder is still poor (Bowman and others 2016) or stays elsewhere (Higgins and
+others 2017), and λ nats per unit are free (Kingma and others 2016). The globals' part keeps its weight.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._errors import FitError
@@ -20,32 +28,74 @@ from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch
-from .estimators import local_draws, mean_bound
+from .base import AbstractObjective, Loss, Minibatch, check_locals
+from .estimators import Draws, local_draws, mean_bound
+from .schedules import Schedule, at_step, check_schedule, settled
 
 
 class ELBO(AbstractObjective):
     """`num_particles` draws of (globals, locals) per step; more cost time and lower the noise of the gradient.
 
-    **Raises** `FitError` if `num_particles` is no whole number from 1.
+    `kl_weight` (β) is a number or a schedule, `am.warm_up(1000)`; `free_bits` (λ) are nats per unit, in the mean over
+    units of a step that are padded to the same length. A q trained to the end at β other than 1 is not the posterior:
+    for a normal model it is that of the likelihood to the power 1/β, and k-hat does not see it, coverage does.
+
+    **Raises** `FitError` if `num_particles` is no whole number from 1, or `kl_weight` or `free_bits` no finite number
+    from 0.
     """
 
     num_particles: int = eqx.field(static=True, default=1)
     path_derivative: bool = eqx.field(static=True, default=True)
+    kl_weight: Schedule = eqx.field(static=True, default=1.0, kw_only=True)
+    free_bits: float = eqx.field(static=True, default=0.0, kw_only=True)
     trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         whole_number("am.ELBO: num_particles", self.num_particles, FitError)
+        check_schedule("am.ELBO: kl_weight", self.kl_weight)
+        if callable(self.free_bits):
+            raise FitError(f"am.ELBO: free_bits must be a finite number from 0, got {self.free_bits!r}")
+        check_schedule("am.ELBO: free_bits", self.free_bits)
+
+    @property
+    def reweighted(self) -> bool:
+        """Whether training descends something else than the bound."""
+        return self.kl_weight != 1.0 or self.free_bits > 0
 
     def check(self, structure: Structure) -> None:
-        """Every model will do."""
+        """Every model will do, unless `kl_weight` or `free_bits` need locals."""
+        if self.reweighted:
+            check_locals("am.ELBO with kl_weight or free_bits", structure)
+
+    def is_settled(self, step: int) -> bool:
+        """Whether `kl_weight` is."""
+        return settled(self.kl_weight, step)
 
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
-        """Minus the ELBO per unit."""
+        """Minus the ELBO per unit, reweighted if so asked, and the ELBO itself."""
+        path = self.path_derivative
 
         def units(key: Array, batch: Batch, context: Context, shared: Array) -> tuple[Array, Array]:
-            draws = local_draws(key, guide, joint, batch, context, shared, path_derivative=self.path_derivative)
+            draws = local_draws(key, guide, joint, batch, context, shared, path_derivative=path)
             return draws.elbo, draws.log_prior
 
-        elbo = mean_bound(key, guide, minibatch, units, count=self.num_particles, path_derivative=self.path_derivative)
-        return Loss(-elbo, jax.lax.stop_gradient(elbo))
+        elbo = mean_bound(key, guide, minibatch, units, count=self.num_particles, path_derivative=path)
+        if not self.reweighted:
+            return Loss(-elbo, jax.lax.stop_gradient(elbo))
+
+        def reweighted(key: Array, batch: Batch, context: Context, shared: Array) -> tuple[Array, Array]:
+            # What is left out by the path derivative has mean zero only where it isn't cut off at the free bits.
+            draws = local_draws(key, guide, joint, batch, context, shared, path_derivative=path and not self.free_bits)
+            divergence = self._divergence(draws, joint, batch, shared)
+            weight = at_step(self.kl_weight, minibatch.step)
+            cut = jnp.where(jnp.mean(divergence) > self.free_bits, divergence, self.free_bits)
+            return draws.elbo + divergence - weight * cut, draws.log_prior
+
+        value = mean_bound(key, guide, minibatch, reweighted, count=self.num_particles, path_derivative=path)
+        return Loss(-value, jax.lax.stop_gradient(elbo))
+
+    def _divergence(self, draws: Draws, joint: Joint, batch: Batch, shared: Array) -> Array:
+        """log q(u | e, v) - log p(u | v) of every unit."""
+        over_units = jax.vmap(joint.unit_log_prior, in_axes=(0, None, 0))
+        log_prior = jax.vmap(lambda local: over_units(local, shared, batch))(draws.local)
+        return jnp.sum(jnp.exp(draws.log_share) * (draws.log_q - log_prior), axis=0)

@@ -31,6 +31,8 @@ SHARE_UNITS = 32  # of a minibatch, by which the share of the path derivative is
 class Draws(eqx.Module):
     """One draw of the locals of every unit from each component of its q; shares sum to one over the components."""
 
+    local: Float[Array, "components units d"]
+    log_q: Float[Array, "components units"]
     log_weight: Float[Array, "components units"]
     log_share: Float[Array, "components units"]
     log_prior: Float[Array, ""]  # log p(v), which comes with them
@@ -120,7 +122,7 @@ def local_draws(
     noise = guide.local_noise(key, batch_size(batch))
     path = path_derivative and guide.cheap_log_prob and guide.local is not None
 
-    def of(component: Component) -> tuple[Array, Array]:
+    def of(component: Component) -> tuple[Array, Array, Array, Array]:
         local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
         if path:
             still_guide, still_joint, still_context = stopped((guide, joint, context))
@@ -128,14 +130,14 @@ def local_draws(
             share = path_share(*stopped((guide, joint, batch, context, local, shared)))
             log_q = share * seen + (1.0 - share) * log_q
         log_p = joint.log_prob(local, shared, batch)
-        return log_p.unit - log_q, log_p.shared
+        return local, log_q, log_p.unit - log_q, log_p.shared
 
     if guide.local_components == 1:
-        log_weight, log_prior = of(0)
-        return Draws(log_weight[None], jnp.zeros((1, log_weight.shape[0])), log_prior)
-    log_weight, log_prior = jax.vmap(of, out_axes=(0, None))(jnp.arange(guide.local_components))
+        local, log_q, log_weight, log_prior = of(0)
+        return Draws(local[None], log_q[None], log_weight[None], jnp.zeros((1, log_weight.shape[0])), log_prior)
+    each = jax.vmap(of, out_axes=(0, 0, 0, None))(jnp.arange(guide.local_components))
     shares = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, joint)
-    return Draws(log_weight, shares.T, log_prior)
+    return Draws(*each[:3], shares.T, each[3])
 
 
 def path_share(

@@ -56,6 +56,10 @@ class ForwardKL(AbstractObjective):
         """Refuses a model without locals, and one that can't be simulated."""
         check_simulation("am.ForwardKL", structure)
 
+    def is_settled(self, step: int) -> bool:
+        """Always: it has no schedule."""
+        return True
+
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus the mean log density of simulated locals."""
         simulation_key, elbo_key = jax.random.split(key)

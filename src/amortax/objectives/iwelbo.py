@@ -56,6 +56,10 @@ class IWELBO(AbstractObjective):
         """Refuses a model without locals."""
         check_locals("am.IWELBO", structure)
 
+    def is_settled(self, step: int) -> bool:
+        """Always: it has no schedule."""
+        return True
+
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus the importance-weighted bound per unit."""
         doubly = self.doubly_reparametrised
@@ -88,6 +92,10 @@ class Renyi(AbstractObjective):
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals."""
         check_locals("am.Renyi", structure)
+
+    def is_settled(self, step: int) -> bool:
+        """Always: it has no schedule."""
+        return True
 
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus Rényi's bound per unit."""

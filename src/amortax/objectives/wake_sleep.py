@@ -64,6 +64,10 @@ class WakeSleep(AbstractObjective):
         if self.wake_share < 1:
             check_simulation("am.WakeSleep", structure)
 
+    def is_settled(self, step: int) -> bool:
+        """Always: it has no schedule."""
+        return True
+
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus the wake bound, plus the loss of the sleep phase."""
         wake_key, sleep_key = jax.random.split(key)

@@ -19,11 +19,12 @@ from .._types import Batch, PyTree, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, batch_size
+from .faults import at_fault
 from .groups import by_length
 from .progress import Progress
 from .record import Record
-from .schedule import MOST_SETBACKS, WINDOW, Schedule, adam, diverges, rises, set_step_size
-from .step import BlockResult, Setting, State, held_out_elbo, run_block, split_trainable, unit_elbos
+from .schedule import MOST_SETBACKS, WINDOW, Schedule, adam, diverges, overfits, rises, set_step_size
+from .step import BlockResult, Setting, State, held_out_elbo, run_block, split_trainable
 
 BLOCK = 100  # steps per visit to the host
 MOST_SKIPPED = 3
@@ -77,8 +78,12 @@ class _Progression:
     def note(self, step: int, gains: np.ndarray) -> None:
         """Adds a block that ended at `step`, by minus the losses of its finite steps."""
         self.steps.append(step)
-        self.means.append(float(gains.mean()) if len(gains) else float("nan"))
+        self.means.append(_mean(gains))
         self.errors.append(float(gains.std() / np.sqrt(len(gains))) if len(gains) else float("inf"))
+
+    def wait(self, params: PyTree) -> None:
+        """The loss still changes by itself: blocks so far can't be compared with those to come."""
+        self.best, self.best_elbo, self.since = params, -np.inf, len(self.means)
 
     def set_back(self) -> None:
         """Training went back to the best parameters: blocks so far don't count for what comes."""
@@ -176,23 +181,21 @@ def _blocks(
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
         loss, elbo, finite = (np.asarray(x)[:count] for x in (result.loss, result.elbo_per_unit, result.finite))
         _count_skipped(setting, state, rows, finite, seen, data)
-        step += count
+        began, step = step, step + count
         seen.note(step, -loss[finite])
-        seen.elbos.append(float(elbo[finite].mean()) if finite.any() else float("nan"))
-        judged = seen.means[-1]
-        if data.held_out is not None:
-            seen.held_out.append(_judge(setting, state.params, data.held_out))
-            judged = seen.held_out[-1] if _chooses(setting) else judged
-        if np.isfinite(judged) and judged > seen.best_elbo:
-            seen.best, seen.best_elbo = _copy(state.params), judged
+        seen.elbos.append(_mean(elbo[finite]))
+        _keep_best(setting, state, seen, data)
         if schedule.setbacks < MOST_SETBACKS and diverges(seen.means[seen.since :], seen.errors[seen.since :]):
             state = State(_copy(seen.best), setting.optimizer.init(seen.best), state.key, state.step)
             schedule.set_back()
             seen.set_back()
+        elif not setting.objective.is_settled(began):
+            seen.wait(_copy(state.params))
+            schedule.since = 0
         elif settling:
             seen.settle(result)
         yield step
-        if _chooses(setting) and _overfits(seen.held_out):
+        if _chooses(setting) and overfits(seen.held_out[seen.since :]):
             seen.stopped = "validation"
             return
         if schedule.finished(step, seen.means[seen.since :], seen.errors[seen.since :]):
@@ -200,11 +203,17 @@ def _blocks(
             return
 
 
-def _chooses(setting: Setting) -> bool:
-    """Whether held-out units choose the parameters: not of q(v), of which a few units' bound knows next to nothing.
+def _keep_best(setting: Setting, state: State, seen: _Progression, data: TrainingData) -> None:
+    judged = seen.means[-1]
+    if data.held_out is not None:
+        seen.held_out.append(_judge(setting, state.params, data.held_out))
+        judged = seen.held_out[-1] if _chooses(setting) else judged
+    if np.isfinite(judged) and judged > seen.best_elbo:
+        seen.best, seen.best_elbo = _copy(state.params), judged
 
-    Nor does their bound judge an objective that descends something else.
-    """
+
+def _chooses(setting: Setting) -> bool:
+    """Whether held-out units choose the parameters: their bound knows next to nothing of q(v), or of simulations."""
     return setting.rest[1].shared is None and setting.objective.trains_all
 
 
@@ -241,11 +250,6 @@ def _why(schedule: Schedule, step: int) -> str:
     return "limit" if step >= schedule.limit else "converged"
 
 
-def _overfits(held_out: list[float], patience: int = 20) -> bool:
-    """No better bound on the held-out units for `patience` blocks."""
-    return len(held_out) > patience and max(held_out[-patience:]) <= max(held_out[:-patience])
-
-
 def _count_skipped(
     setting: Setting, state: State, rows: PyTree, finite: np.ndarray, seen: _Progression, data: TrainingData
 ) -> None:
@@ -254,23 +258,12 @@ def _count_skipped(
     if seen.skipped <= MOST_SKIPPED:
         return
     step = (seen.steps[-1] if seen.steps else 0) + int(bad[0]) + 1
+    chosen = jax.tree.map(lambda x: x[bad[0]], rows)
     raise FitError(
         f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at "
-        f"step {step}{_name_units(setting, state, jax.tree.map(lambda x: x[bad[0]], rows), data)}; look at those "
+        f"step {step}{at_fault(setting, state.params, chosen, data.units, data.labels)}; look at those "
         "units, scale extreme covariates, or use narrower priors"
     )
-
-
-def _name_units(setting: Setting, state: State, chosen: PyTree, data: TrainingData) -> str:
-    """The labels of the units in a bad batch whose own bound is not finite."""
-    if setting.data is None:
-        each = np.asarray(unit_elbos(state.params, setting.rest, chosen, jax.random.key(0)))
-        return f", in {np.sum(~np.isfinite(each))} units of the batch"
-    index = np.asarray(chosen) if chosen.shape[0] else np.arange(data.num_units)
-    batch = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data.units)
-    each = np.asarray(unit_elbos(state.params, setting.rest, batch, jax.random.key(0)))
-    wrong = np.flatnonzero(~np.isfinite(each))
-    return f", units {[data.labels[i] for i in index[wrong][:5]]}" if len(wrong) else ""
 
 
 def _sources(data: Batch, batch: int, resident: bool, generator: np.random.Generator) -> Iterator[PyTree]:
@@ -294,6 +287,10 @@ def _sources(data: Batch, batch: int, resident: bool, generator: np.random.Gener
 
 def _gather(data: Batch) -> Callable[[np.ndarray], Batch]:
     return lambda rows: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
+
+
+def _mean(numbers: np.ndarray) -> float:
+    return float(numbers.mean()) if len(numbers) else float("nan")
 
 
 def _copy(tree: PyTree) -> PyTree:

@@ -135,3 +135,8 @@ def rises(means: Sequence[float], errors: Sequence[float], by: float = 2.0) -> b
     late, early = np.asarray(means[-WINDOW:]), np.asarray(means[-2 * WINDOW : -WINDOW])
     noise = np.sqrt(np.sum(np.square(errors[-2 * WINDOW :]))) / WINDOW
     return bool(late.mean() - early.mean() > by * noise)
+
+
+def overfits(held_out: Sequence[float], patience: int = 20) -> bool:
+    """No better bound on the held-out units for `patience` blocks."""
+    return len(held_out) > patience and max(held_out[-patience:]) <= max(held_out[:-patience])
