@@ -81,7 +81,7 @@ def mean_bound(
     def particle(noise: Array, key: Array) -> Array:
         def given(component: Component) -> Array:
             shared, log_shared = shared_draw(noise, component, guide, path_derivative=path_derivative)
-            keys = jax.random.split(key, len(contexts))
+            keys = split_key(key, len(contexts))
             found = [units(*group, shared) for group in zip(keys, minibatch.groups, contexts, strict=True)]
             unit = jnp.concatenate([bounds for bounds, _ in found])
             return Terms(unit, found[0][1] - log_shared).total(minibatch.scale) / minibatch.num_units
@@ -89,7 +89,7 @@ def mean_bound(
         return over_components(guide.shared_log_shares(), given)
 
     noises = shared_noises(shared_key, guide, count)
-    return mean_over(particle, noises, jax.random.split(local_key, count))
+    return mean_over(particle, noises, split_key(local_key, count))
 
 
 def mean_over(value: Callable[..., Array], *particles: Array) -> Array:
@@ -97,6 +97,11 @@ def mean_over(value: Callable[..., Array], *particles: Array) -> Array:
     if particles[0].shape[0] == 1:
         return value(*(x[0] for x in particles))
     return jnp.mean(jax.vmap(value)(*particles))
+
+
+def split_key(key: Array, count: int) -> Array:
+    """`count` keys; a single one is `key` itself: to split it would cost as much as a layer of a small model."""
+    return key[None] if count == 1 else jax.random.split(key, count)
 
 
 def over_components(log_shares: Float[Array, " components"], value: Callable[[Component], Array]) -> Array:
@@ -126,8 +131,11 @@ def local_draws(
         local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
         if path:
             still_guide, still_joint, still_context = stopped((guide, joint, context))
-            seen = still_guide.locals_log_prob(local, still_context, shared, batch, still_joint)
-            share = path_share(*stopped((guide, joint, batch, context, local, shared)))
+            seen, pull = jax.vjp(
+                lambda u: still_guide.locals_log_prob(u, still_context, shared, batch, still_joint), local
+            )
+            slope = pull(jnp.ones_like(seen))[0]
+            share = path_share(*stopped((joint, batch, local, shared, slope)))
             log_q = share * seen + (1.0 - share) * log_q
         log_p = joint.log_prob(local, shared, batch)
         return local, log_q, log_p.unit - log_q, log_p.shared
@@ -141,12 +149,11 @@ def local_draws(
 
 
 def path_share(
-    guide: Guide,
     joint: Joint,
     batch: Batch,
-    context: Context,
     local: Float[Array, "units d"],
     shared: Float[Array, " g"],
+    slope: Float[Array, "units d"],
 ) -> Float[Array, " units"]:
     """Share of the path derivative in the gradient of every unit's log q, 0 to 1; no gradient passes through it.
 
@@ -161,8 +168,7 @@ def path_share(
     if size < 2:
         return jnp.ones(size)
     spacing = -(-size // SHARE_UNITS)
-    context, batch, local = jax.tree.map(lambda x: x[::spacing], (context, batch, local))
-    slope = jax.grad(lambda u: jnp.sum(guide.locals_log_prob(u, context, shared, batch, joint)))(local)
+    slope, batch, local = jax.tree.map(lambda x: x[::spacing], (slope, batch, local))
     along = jax.jvp(lambda u: joint.log_prob(u, shared, batch).unit, (local,), (slope,))[1]
     square = jnp.sum(slope**2, axis=1)
     second = jnp.arange(local.shape[0]) % 2 == 1

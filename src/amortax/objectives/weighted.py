@@ -128,12 +128,15 @@ def _doubly(
         moved, log_moved = still_guide.place_locals(noise, 0, still_context, shared, batch, still_joint)
         return local, log_q, moved - jax.lax.stop_gradient(moved), log_moved - jax.lax.stop_gradient(log_moved)
 
+    def log_density(local: Array) -> Array:
+        return jnp.sum(still_guide.locals_log_prob(local, still_context, still_shared, batch, still_joint))
+
     local, log_q, moved, log_moved = jax.vmap(drawn)(noise)
     first = stopped(local)
     log_p = jax.vmap(lambda u: still_joint.log_prob(u, still_shared, batch).unit)(first)
     power = jax.nn.softmax((1.0 - alpha) * jax.lax.stop_gradient(log_p - log_q), axis=0)
     factor = alpha + (1.0 - alpha) * power
-    share = path_share(*stopped((guide, joint, batch, context, first[0], shared)))
+    share = path_share(*stopped((joint, batch, first[0], shared, jax.grad(log_density)(first[0]))))
 
     def weight(local: Array, log_q: Array, moved: Array, log_moved: Array, factor: Array) -> tuple[Array, Array]:
         seen = still_guide.locals_log_prob(_scaled(local, factor) + moved, still_context, shared, batch, still_joint)

@@ -144,12 +144,10 @@ def train(
     params, rest = split_trainable(*pair)
     groups = (by_length(data.units) if batch == size else (data.units,)) if resident else None
     resident_groups = jax.tree.map(jnp.asarray, groups)
-    setting = Setting(
-        rest, objective, transformation, resident_groups, jnp.asarray(float(size)), safe_updates=optimizer is None
-    )
+    setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)))
     seed_key, key = jax.random.split(key)
     source = _sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
-    state = State(_copy(params), transformation.init(params), key, jnp.zeros((), jnp.int32))
+    state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()
     with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
@@ -179,18 +177,19 @@ def _blocks(
         state = eqx.tree_at(lambda s: s.optimizer, state, set_step_size(state.optimizer, schedule.factor(step)))
         settling = schedule.settling(step)
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
-        loss, elbo, finite = (np.asarray(x)[:count] for x in (result.loss, result.elbo_per_unit, result.finite))
+        loss, elbo = (np.asarray(x)[:count] for x in (result.loss, result.elbo_per_unit))
+        finite = np.isfinite(loss)
         _count_skipped(setting, state, rows, finite, seen, data)
         began, step = step, step + count
         seen.note(step, -loss[finite])
         seen.elbos.append(_mean(elbo[finite]))
         _keep_best(setting, state, seen, data)
         if schedule.setbacks < MOST_SETBACKS and diverges(seen.means[seen.since :], seen.errors[seen.since :]):
-            state = State(_copy(seen.best), setting.optimizer.init(seen.best), state.key, state.step)
+            state = State(seen.best, setting.optimizer.init(seen.best), state.key, state.step)
             schedule.set_back()
             seen.set_back()
         elif not setting.objective.is_settled(began):
-            seen.wait(_copy(state.params))
+            seen.wait(state.params)
             schedule.since = 0
         elif settling:
             seen.settle(result)
@@ -209,7 +208,7 @@ def _keep_best(setting: Setting, state: State, seen: _Progression, data: Trainin
         seen.held_out.append(_judge(setting, state.params, data.held_out))
         judged = seen.held_out[-1] if _chooses(setting) else judged
     if np.isfinite(judged) and judged > seen.best_elbo:
-        seen.best, seen.best_elbo = _copy(state.params), judged
+        seen.best, seen.best_elbo = state.params, judged
 
 
 def _chooses(setting: Setting) -> bool:
@@ -291,7 +290,3 @@ def _gather(data: Batch) -> Callable[[np.ndarray], Batch]:
 
 def _mean(numbers: np.ndarray) -> float:
     return float(numbers.mean()) if len(numbers) else float("nan")
-
-
-def _copy(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
