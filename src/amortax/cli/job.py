@@ -14,6 +14,7 @@ family = "full"
 [fit]                               # optional
 num_steps = 2000
 batch_size = 64
+objective = "elbo"                  # or { name = "iwelbo", num_particles = 8 }, or a list of such to add up
 seed = 0
 [output]                            # optional
 posterior = "radon.amx"             # default: the job file's name with .amx
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .objective import WORDS, names_objective
 
 FOUND = "found"
 ROLES = {"encoder": "encoders", "family": "families", "shared_family": "families", "head": "heads"}
@@ -37,7 +39,7 @@ ROLES = {"encoder": "encoders", "family": "families", "shared_family": "families
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A checked job; all paths as they can be opened from here. `guide` is what the file says: see `recipes`."""
+    """A checked job; all paths as they can be opened from here. `guide` and `objective` are what the file says."""
 
     file: Path
     model: str
@@ -50,6 +52,7 @@ class Job:
     guide: dict[str, Any]
     num_steps: int | None
     batch_size: int | None
+    objective: Any
     seed: int
     posterior: Path
 
@@ -104,6 +107,7 @@ _KEYS: dict[str, dict[str, _Kind]] = {
     "fit": {
         "num_steps": _COUNT,
         "batch_size": _COUNT,
+        "objective": _Kind(WORDS, names_objective),
         "seed": _Kind("a whole number from 0", lambda value: _whole(value, 0)),
     },
     "output": {"posterior": dataclasses.replace(_TEXT, required=False)},
@@ -135,6 +139,7 @@ def read_job(path: Path) -> Job:
         guide=spec.get("guide", {}),
         num_steps=fit.get("num_steps"),
         batch_size=fit.get("batch_size"),
+        objective=fit.get("objective"),
         seed=fit.get("seed", 0),
         posterior=posterior,
     )

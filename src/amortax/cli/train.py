@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .errors import INTERRUPTED
 from .job import Job, read_job, recipes
 from .model_file import read_model
+from .objective import objective
 from .output import check_output
 
 if TYPE_CHECKING:
@@ -34,11 +35,19 @@ def fit(job: Job, *, show: Callable[[str], object]) -> Posterior:
     from ..fitting import fit as train
     from ..plan import amortize
 
+    chosen = objective(f"{job.file}: key 'fit.objective'", job.objective)
     table = {"unit": job.unit, "columns": job.columns, "unit_columns": job.unit_columns, "categories": job.categories}
     units = from_table(job.table, **table)
     plan = amortize(model, units, plate=job.plate, **recipes(job))
     show(str(plan))
-    return train(plan, units, key=jax.random.key(job.seed), num_steps=job.num_steps, batch_size=job.batch_size)
+    return train(
+        plan,
+        units,
+        key=jax.random.key(job.seed),
+        objective=chosen,
+        num_steps=job.num_steps,
+        batch_size=job.batch_size,
+    )
 
 
 def save(job: Job, posterior: Posterior) -> int:
