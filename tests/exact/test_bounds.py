@@ -118,6 +118,16 @@ def test_a_misset_normal_has_the_bound_of_the_formula(misset, objective, alpha, 
     assert abs(found.mean() - exact.mean()) <= 5 * error + few
 
 
+def test_draws_of_every_component_of_a_mixture_reach_the_evidence():
+    joint, guide, batch = started(simple, move=0.15, family=am.mixture(am.diagonal(width=4, depth=1), 3, 4))
+    params, _, loss = loss_of(am.IWELBO(300), joint, guide, batch)
+    keys = jax.random.split(jax.random.key(7), 200)
+    found = -np.asarray(jax.jit(lambda keys: jax.lax.map(lambda k: loss(params, k), keys, batch_size=50))(keys))
+    error, evidence = found.std() / math.sqrt(len(found)), np.mean(-0.5 * (X**2 / 1.25 + np.log(2 * np.pi * 1.25)))
+    print(f"bound of 3 components of 300 {found.mean():.5f} ± {error:.5f}, evidence {evidence:.5f}")
+    assert -0.02 - 5 * error < found.mean() - evidence < 5 * error + 1e-5
+
+
 def test_the_power_mean_keeps_its_digits_at_every_order():
     rng = np.random.default_rng(4)
     log_weight = rng.normal(-700.0, 2.0, (16, 5))
