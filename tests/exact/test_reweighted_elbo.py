@@ -36,10 +36,9 @@ def parts(guide, joint, batch):
     return *each, of_few[:, None] * weights
 
 
-@pytest.mark.parametrize("path_derivative", [True, False])
-def test_the_kl_weight_has_the_gradient_of_its_formula(path_derivative):
+def test_the_kl_weight_has_the_gradient_of_its_formula():
     joint, guide, batch = started(grouped, head=am.concatenate())
-    objective = am.ELBO(kl_weight=HALF, path_derivative=path_derivative)
+    objective = am.ELBO(kl_weight=HALF)
     params, rest, _ = loss_of(objective, joint, guide, batch)
 
     def exact(params):

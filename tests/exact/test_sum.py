@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conjugate import LinearGaussian, normal_kl, normals_of
-from quadrature import X, alone, grouped, loss_of, started
+from quadrature import X, alone, loss_of, started
 from test_linear_gaussian import bound
 from test_two_modes import log_evidence
 from test_two_modes import model as two_modes
@@ -20,7 +20,7 @@ from amortax.train.initialise import initialise
 
 
 def test_a_sum_is_the_weighted_sum_and_its_bound_that_of_the_real_units():
-    joint, guide, batch = started(grouped)
+    joint, guide, batch = started(alone)
     both = am.Sum(am.ForwardKL(2), am.IWELBO(3), weights=(0.5, 2.0))
     params, rest, _ = loss_of(both, joint, guide, batch)
     minibatch = Minibatch((batch,), jnp.asarray(6.0), jnp.zeros((), jnp.int32))
@@ -36,6 +36,7 @@ def test_a_sum_is_the_weighted_sum_and_its_bound_that_of_the_real_units():
     np.testing.assert_allclose(loss.elbo_per_unit, -bound.value, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_together_reach_the_posterior_of_a_linear_gaussian_model():
     rng = np.random.default_rng(1)
     exact = LinearGaussian(rng.standard_normal((5, 2)), rng.standard_normal(5), 0.7)

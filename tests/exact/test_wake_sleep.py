@@ -40,10 +40,9 @@ def exact_lesson(guide, joint, batch):
     ("model", "recipes", "objective"),
     [
         (alone, {}, am.WakeSleep()),
-        (alone, {}, am.WakeSleep(2, wake_share=1.0)),
         (grouped, {"head": am.newton(width=4), "move": 0.3}, am.WakeSleep(2, wake_share=0.3)),
     ],
-    ids=["alone", "alone-awake", "newton-reweighted"],
+    ids=["alone", "newton-reweighted"],
 )
 def test_value_and_gradient_are_those_of_the_exact_phases(model, recipes, objective):
     joint, guide, batch = started(model, **recipes)
@@ -79,6 +78,7 @@ def learned(x):
         numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [am.WakeSleep(), am.WakeSleep(8, wake_share=0.5)], ids=str)
 def test_both_forms_end_at_maximum_likelihood_and_the_exact_posterior(objective):
     rng = np.random.default_rng(0)
