@@ -316,7 +316,7 @@ def test_training_that_diverges_goes_back_to_its_best_and_takes_smaller_steps(mo
 
 def test_the_average_starts_anew_where_the_bound_still_rises():
     seen = engine._Progression(best=None)
-    block = engine.BlockResult(jnp.zeros(1), jnp.ones(1, bool), {"w": jnp.ones(())}, jnp.ones((), jnp.int32))
+    block = engine.BlockResult(jnp.zeros(1), {"w": jnp.ones(())}, jnp.ones((), jnp.int32))
     for i in range(30):
         seen.means.append(-100.0 + 5.0 * min(i, 12))
         seen.errors.append(0.1)
