@@ -2,9 +2,9 @@
 
 Both sides train in one process, in turns, on the same data, batch, cores, optimizer, decoder and estimator (path
 derivative with its share, see `objectives/estimators.py`): blocks of steps in one compiled loop, data on the device,
-indices shuffled on the host; the networks have the same inputs and weights. What only amortax does is inside its time: roll-back of steps that are not
-finite, and the average of the parameters. Printed: median units per second of each side over the turns, and the ratio
-(ours / by hand).
+indices shuffled on the host; the networks have the same inputs and weights. What only amortax does is inside its time:
+roll-back of steps that are not finite, and the average of the parameters. Printed: median units per second of each side
+over the turns, and the ratio (ours / by hand).
 
     python benchmarks/training.py [--rounds 7]
 """

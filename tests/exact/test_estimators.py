@@ -15,7 +15,7 @@ from conjugate import LinearGaussian, normal_kl, normals_of
 import amortax as am
 from amortax.intake import as_units, to_batch
 from amortax.objectives.base import Minibatch
-from amortax.objectives.estimators import SHARE_UNITS, path_share
+from amortax.objectives.estimators import SHARE_UNITS, path_share, seen_through_draws
 from amortax.train.initialise import initialise
 from amortax.train.step import split_trainable
 
@@ -171,7 +171,7 @@ def test_the_share_of_the_path_derivative_is_the_squared_ratio_of_the_spreads(at
     def share(other):
         noise = jnp.where(other[:, None], *(guide.local_noise(jax.random.key(k), 64) for k in (8, 7)))
         local, _ = guide.place_locals(noise, 0, contexts, shared, batch, joint)
-        slope = jax.grad(lambda u: jnp.sum(guide.locals_log_prob(u, contexts, shared, batch, joint)))(local)
+        _, slope = seen_through_draws(guide, joint, batch, contexts, local, shared)
         return path_share(joint, batch, local, shared, slope)
 
     turn = (jnp.arange(64) // spacing) % 2

@@ -271,3 +271,17 @@ def test_arrays_with_units_last_are_read_from_the_plates_or_from_axes():
     assert said.structure == joint.structure
     np.testing.assert_array_equal(batch.arrays["x"], same.arrays["x"])
     np.testing.assert_array_equal(batch.arrays["x"], X)
+
+
+def test_a_value_outside_a_support_that_a_draw_decides_is_impossible():
+    # Values that can't leave a fixed support are checked once, before training; here each draw of `end` decides anew.
+    def uniform(y):
+        with numpyro.plate("u", y.shape[0]):
+            end = numpyro.sample("end", dist.LogNormal(0.0, 1.0))
+            numpyro.sample("y", dist.Uniform(0.0, end), obs=y)
+
+    joint, batch = joint_of(uniform, {"y": np.array([0.5, 2.0, 2.0], np.float32)})
+    local = jnp.log(jnp.asarray([[1.0], [1.0], [4.0]]))
+    unit = log_prob(joint, local, jnp.zeros(0), batch).unit
+    prior = st.norm.logpdf(np.log([1.0, 1.0, 4.0]))
+    np.testing.assert_allclose(unit, [prior[0], -np.inf, prior[2] - np.log(4.0)], rtol=1e-5)

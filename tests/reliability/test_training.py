@@ -17,6 +17,7 @@ from amortax._types import trainable
 from amortax.intake import as_units, to_batch
 from amortax.objectives.base import AbstractObjective, Loss
 from amortax.train import run as engine
+from amortax.train import step as compiled
 from amortax.train.initialise import initialise
 
 X = (3 + 2 * np.random.default_rng(0).standard_normal((24, 3))).astype(np.float32)
@@ -228,6 +229,18 @@ def test_steps_that_are_not_finite_are_rolled_back_and_counted():
     posterior = fit(num_steps=3, objective=faulty(1.0))
     assert posterior.record.skipped_steps == 3
     assert same(numbers(posterior), numbers(untrained()))  # nothing at all has changed
+
+
+@pytest.mark.parametrize(("value_share", "guarded"), [(0.0, [False] * 4), (0.04, None)])
+def test_only_blocks_with_a_step_that_is_not_finite_run_again_guarded(monkeypatch, value_share, guarded):
+    runs, real = [], compiled._run_block
+    monkeypatch.setattr(
+        compiled, "_run_block", lambda setting, *rest: runs.append(setting.guarded) or real(setting, *rest)
+    )
+    objective = faulty(value_share)
+    fit(num_steps=40, objective=objective)
+    bad = {(at - 1) // 10 for at in objective.bad_steps(seed=0, count=40)}
+    assert runs == (guarded or [flag for block in range(4) for flag in ([False, True] if block in bad else [False])])
 
 
 def test_more_than_three_such_steps_are_an_error_that_says_when():

@@ -57,7 +57,9 @@ class Joint(eqx.Module):
         masks = self._masks(records, unit)
         in_unit, outside = jnp.zeros(()), jnp.zeros(())
         for site in self.structure.of("local", "global", "observed", "factor"):
-            total = jnp.sum(site_log_prob(records[site.name], masks.get(site.name)))
+            total = jnp.sum(
+                site_log_prob(records[site.name], masks.get(site.name), checked=site.checkable and site.per_unit)
+            )
             if site.per_unit:
                 in_unit = in_unit + total
             else:

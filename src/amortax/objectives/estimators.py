@@ -130,11 +130,7 @@ def local_draws(
     def of(component: Component) -> tuple[Array, Array, Array, Array]:
         local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
         if path:
-            still_guide, still_joint, still_context = stopped((guide, joint, context))
-            seen, pull = jax.vjp(
-                lambda u: still_guide.locals_log_prob(u, still_context, shared, batch, still_joint), local
-            )
-            slope = pull(jnp.ones_like(seen))[0]
+            seen, slope = seen_through_draws(*stopped((guide, joint, batch, context)), local, shared)
             share = path_share(*stopped((joint, batch, local, shared, slope)))
             log_q = share * seen + (1.0 - share) * log_q
         log_p = joint.log_prob(local, shared, batch)
@@ -146,6 +142,22 @@ def local_draws(
     each = jax.vmap(of, out_axes=(0, 0, 0, None))(jnp.arange(guide.local_components))
     shares = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, joint)
     return Draws(*each[:3], shares.T, each[3])
+
+
+def seen_through_draws(
+    guide: Guide, joint: Joint, batch: Batch, context: Context, local: Float[Array, "units d"], shared: Array
+) -> tuple[Float[Array, " units"], Float[Array, "units d"]]:
+    """log q of every unit at its draw, and its slope by the locals, through which no gradient passes.
+
+    Without globals the locals are all that log q is seen through, and its slope all that the backward pass needs: log q
+    is then a number plus slope · (local - its own value), which saves a second pass through the family.
+    """
+    seen, pull = jax.vjp(lambda u: guide.locals_log_prob(u, context, shared, batch, joint), local)
+    slope = jax.lax.stop_gradient(pull(jnp.ones_like(seen))[0])
+    if shared.size:
+        return seen, slope
+    moved = jnp.sum(slope * (local - jax.lax.stop_gradient(local)), axis=1)
+    return jax.lax.stop_gradient(seen) + moved, slope
 
 
 def path_share(
