@@ -130,7 +130,8 @@ def local_draws(
     def of(component: Component) -> tuple[Array, Array, Array, Array]:
         local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
         if path:
-            seen, slope = seen_through_draws(*stopped((guide, joint, batch, context)), local, shared)
+            still_guide, still_joint, still_context = stopped((guide, joint, context))
+            seen, slope = seen_through_draws(still_guide, still_joint, batch, still_context, local, shared)
             share = path_share(*stopped((joint, batch, local, shared, slope)))
             log_q = share * seen + (1.0 - share) * log_q
         log_p = joint.log_prob(local, shared, batch)
