@@ -19,6 +19,7 @@ from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, Minibatch
 from ..objectives.estimators import local_draws
+from .rows import gather, map_rows, renumbered, scatter
 
 MANY_PARAMS, APART = 50_000, 10  # beyond so many, adding them up at each step costs, and one step in ten is averaged
 
@@ -41,6 +42,7 @@ class Setting(eqx.Module):
     data: tuple[Batch, ...] | None  # groups of units, each padded to its own length
     num_units: Array
     safe_updates: bool = eqx.field(static=True, default=False)  # finite wherever gradients are: Adam's; saves a pass
+    by_rows: bool = eqx.field(static=True, default=False)  # units have own parameters, and a step only its units' rows
 
 
 class BlockResult(eqx.Module):
@@ -89,19 +91,30 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
         state, result = carry
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
-        state, elbo, finite = take_step(setting, state, groups)
+        own = groups[0].rows if setting.by_rows else None
+        part, elbo, finite = take_step(setting, gather(state, own), renumbered(groups, own))
+        state = scatter(state, part, own)
         chosen = i % apart == apart - 1
         total = jax.lax.cond(
             chosen,
-            lambda: jax.tree.map(jnp.add, result.sum_of_params, state.params),
+            lambda: jax.tree.map(jnp.add, result.sum_of_params, _summed(setting, state)),
             lambda: result.sum_of_params,
         )
         elbos, finites = result.elbo_per_unit.at[i].set(elbo), result.finite.at[i].set(finite)
         return state, BlockResult(elbos, finites, total, result.num_summed + chosen)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, _summed(setting, state))
     empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), zeros, jnp.zeros((), jnp.int32))
-    return jax.lax.fori_loop(0, count, body, (state, empty))
+    state, result = jax.lax.fori_loop(0, count, body, (state, empty))
+    if setting.by_rows:
+        total = map_rows(lambda x, _: x * result.num_summed, lambda _, x: x, state.params, result.sum_of_params)
+        result = eqx.tree_at(lambda r: r.sum_of_params, result, total)
+    return state, result
+
+
+def _summed(setting: Setting, state: State) -> PyTree:
+    """What is added up at each step: not all units' own rows, which count as they are at the end of the block."""
+    return gather(state.params, jnp.zeros(0, jnp.int32)) if setting.by_rows else state.params
 
 
 def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, ...]:
