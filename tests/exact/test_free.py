@@ -13,6 +13,8 @@ import pytest
 from conjugate import LinearGaussian, normal_kl, normals_of, shared_normal
 
 import amortax as am
+from amortax._types import Batch
+from amortax.joint.joint import Joint
 from amortax.train import run
 from amortax.train.rows import adam_by_row, gather, scatter
 
@@ -66,6 +68,15 @@ def test_a_minibatch_touches_only_the_rows_of_its_units(monkeypatch, resident):
     moved = np.any(rows != start, axis=1)
     assert moved.sum() == 2 * 60
     assert np.all(rows[~moved] == start[~moved])
+
+
+def test_no_unit_is_twice_in_a_step():
+    """Passes of 200 in steps of 60 would share steps: of one row written twice, one update is lost."""
+    batch = Batch({"x": np.zeros(200)}, {}, {}, rows=np.arange(200))
+    steps = np.asarray(next(run._sources(batch, 60, True, np.random.default_rng(0))))
+    assert steps.shape == (100, 60)
+    assert all(len(np.unique(step)) == 60 for step in steps)
+    assert np.bincount(steps.ravel(), minlength=200).min() > 20
 
 
 def test_minibatches_reach_the_exact_posteriors_too():
@@ -149,6 +160,27 @@ def test_units_of_their_own_follow_the_globals(head):
         kl = normal_kl(*normals_of(posterior, {"x": x}, [theta]), exact, np.full((1, 1), local))
         print(f"z given theta = {theta:.2f}: KL mean {kl.mean():.1e}, largest {kl.max():.1e}")
         assert kl.mean() < 1e-3
+
+
+def counts(y):
+    theta = numpyro.sample("theta", dist.Normal(0, 1.0))
+    with numpyro.plate("unit", y.shape[0]):
+        z = numpyro.sample("z", dist.Normal(theta, 1.0))
+        numpyro.sample("y", dist.Poisson(jnp.exp(z)), obs=y)
+
+
+def test_the_newton_step_starts_at_the_units_own_point():
+    data = {"y": np.array([3, 5])}
+    plan = am.amortize(counts, data, plate="unit", encoder=am.free())
+    guide, joint = plan.build(jax.random.key(0)), Joint(counts, plan.structure, {})
+    theta, unit = 0.4, Batch({"y": jnp.asarray(3)}, {}, {}, rows=jnp.asarray(0))
+    row = jnp.zeros_like(guide.encoder.own_rows[0])
+    for point in (0.5, 1.0):
+        frame, _ = guide._frame((row.at[0].set(point),), jnp.array([theta]), unit, joint)
+        precision = 1 + np.exp(point)
+        step = (theta - point + 3 - np.exp(point)) / precision
+        np.testing.assert_allclose(frame.center, [point + step], rtol=1e-5)
+        np.testing.assert_allclose(frame.factor, [precision**-0.5], rtol=1e-5)
 
 
 def ragged(y):
