@@ -73,14 +73,14 @@ class Comparison:
         Console(file=out, width=110, force_terminal=False).print(table, highlight=False)
         gap, error = self.units["gap"], self.units["gap_se"]
         worst = int(np.argmax(np.abs(gap)))
-        low, middle, high = np.quantile(gap, [0.05, 0.5, 0.95])
+        low, middle, high = map(_nats, np.quantile(gap, [0.05, 0.5, 0.95]))
         lines = [line.rstrip() for line in out.getvalue().splitlines()]
         return "\n".join(
             [
                 *lines,
-                f"gap, first - second, over {len(gap):,} units: {self.gap:.4f} ± {self.gap_se:.4f} nats per unit",
-                f"unit by unit: median {middle:.4f}, nine in ten from {low:.4f} to {high:.4f}, largest "
-                f"{gap[worst]:.4f} ± {error[worst]:.4f} at {self.plate} '{self.units[self.plate][worst]}'",
+                f"gap, first - second, over {len(gap):,} units: {_nats(self.gap)} ± {_nats(self.gap_se)} nats per unit",
+                f"unit by unit: median {middle}, nine in ten from {low} to {high}, largest "
+                f"{_nats(gap[worst])} ± {_nats(error[worst])} at {self.plate} '{self.units[self.plate][worst]}'",
             ]
         )
 
@@ -122,6 +122,10 @@ def compare(first: Posterior, second: Posterior, data: Any, *, key: Array, num_s
     comparison = Comparison(plate, rows, float(per_draw.mean()), float(total), (_cost(first), _cost(second)))
     print(comparison)
     return comparison
+
+
+def _nats(value: float) -> str:
+    return f"{round(float(value), 5) + 0.0:.5f}"  # no -0.00000
 
 
 def _shared(key: Array, first: Pair, second: Pair) -> Float[Array, "r g"]:
