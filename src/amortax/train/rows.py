@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .._types import Batch, PyTree
+from .._types import AnyArray, Batch, PyTree
+from ..objectives.base import batch_size
 
 NAME = "own_rows"
-Rows = Int[Array, " batch"]
+Rows = Int[AnyArray, " batch"]
 
 
 def map_rows(at_rows: Callable, elsewhere: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
@@ -32,23 +33,19 @@ def map_rows(at_rows: Callable, elsewhere: Callable, tree: PyTree, *rest: PyTree
     return jax.tree_util.tree_map_with_path(at, tree, *rest)
 
 
-def gather(tree: PyTree, rows: Rows | None) -> PyTree:
+def gather(tree: PyTree, rows: Rows) -> PyTree:
     """With these rows only."""
-    return tree if rows is None else map_rows(lambda x: x[rows], lambda x: x, tree)
+    return map_rows(lambda x: x[rows], lambda x: x, tree)
 
 
-def scatter(tree: PyTree, part: PyTree, rows: Rows | None) -> PyTree:
+def scatter(tree: PyTree, part: PyTree, rows: Rows) -> PyTree:
     """`part`, with its rows put back among those of `tree`; none may be there twice."""
-    if rows is None:
-        return part
     return map_rows(lambda table, own: table.at[rows].set(own, unique_indices=True), lambda _, x: x, tree, part)
 
 
-def renumbered(groups: tuple[Batch, ...], rows: Rows | None) -> tuple[Batch, ...]:
+def renumbered(batch: Batch) -> Batch:
     """The minibatch, its rows numbered as `gather` puts them."""
-    if rows is None:
-        return groups
-    return (dataclasses.replace(groups[0], rows=jnp.arange(rows.shape[0], dtype=rows.dtype)),)
+    return dataclasses.replace(batch, rows=jnp.arange(batch_size(batch), dtype=jnp.int32))
 
 
 class AdamByRow(NamedTuple):

@@ -91,9 +91,7 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
         state, result = carry
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
-        own = groups[0].rows if setting.by_rows else None
-        part, elbo, finite = take_step(setting, gather(state, own), renumbered(groups, own))
-        state = scatter(state, part, own)
+        state, elbo, finite = _take_step_by_rows(setting, state, groups)
         chosen = i % apart == apart - 1
         total = jax.lax.cond(
             chosen,
@@ -106,15 +104,27 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
     zeros = jax.tree.map(jnp.zeros_like, _summed(setting, state))
     empty = BlockResult(jnp.zeros(length), jnp.zeros(length, bool), zeros, jnp.zeros((), jnp.int32))
     state, result = jax.lax.fori_loop(0, count, body, (state, empty))
-    if setting.by_rows:
-        total = map_rows(lambda x, _: x * result.num_summed, lambda _, x: x, state.params, result.sum_of_params)
-        result = eqx.tree_at(lambda r: r.sum_of_params, result, total)
-    return state, result
+    total = _with_rows(setting, state, result.sum_of_params, result.num_summed)
+    return state, BlockResult(result.elbo_per_unit, result.finite, total, result.num_summed)
+
+
+def _take_step_by_rows(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple[State, Array, Array]:
+    """`take_step`, which sees only the rows of its units where units have parameters of their own."""
+    rows = groups[0].rows
+    if rows is None or not setting.by_rows:
+        return take_step(setting, state, groups)
+    part, elbo, finite = take_step(setting, gather(state, rows), (renumbered(groups[0]),))
+    return scatter(state, part, rows), elbo, finite
 
 
 def _summed(setting: Setting, state: State) -> PyTree:
-    """What is added up at each step: not all units' own rows, which count as they are at the end of the block."""
+    """What is added up from step to step: not the rows of all units."""
     return gather(state.params, jnp.zeros(0, jnp.int32)) if setting.by_rows else state.params
+
+
+def _with_rows(setting: Setting, state: State, total: PyTree, count: Array) -> PyTree:
+    """A sum of `count` terms, the rows of all units in it as they are at the end of the block."""
+    return map_rows(lambda x, _: x * count, lambda _, x: x, state.params, total) if setting.by_rows else total
 
 
 def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, ...]:
