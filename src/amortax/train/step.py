@@ -108,13 +108,19 @@ def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State
     return state, BlockResult(result.elbo_per_unit, result.finite, total, result.num_summed)
 
 
-def _take_step_by_rows(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple[State, Array, Array]:
+def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, ...]:
+    if rows.shape[0] == 0:  # every unit in every step
+        return data
+    return tuple(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch) for batch in data)
+
+
+def _take_step_by_rows(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple:
     """`take_step`, which sees only the rows of its units where units have parameters of their own."""
     rows = groups[0].rows
     if rows is None or not setting.by_rows:
         return take_step(setting, state, groups)
-    part, elbo, finite = take_step(setting, gather(state, rows), (renumbered(groups[0]),))
-    return scatter(state, part, rows), elbo, finite
+    part, *found = take_step(setting, gather(state, rows), (renumbered(groups[0]),))
+    return scatter(state, part, rows), *found
 
 
 def _summed(setting: Setting, state: State) -> PyTree:
@@ -125,12 +131,6 @@ def _summed(setting: Setting, state: State) -> PyTree:
 def _with_rows(setting: Setting, state: State, total: PyTree, count: Array) -> PyTree:
     """A sum of `count` terms, the rows of all units in it as they are at the end of the block."""
     return map_rows(lambda x, _: x * count, lambda _, x: x, state.params, total) if setting.by_rows else total
-
-
-def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, ...]:
-    if rows.shape[0] == 0:  # every unit in every step
-        return data
-    return tuple(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch) for batch in data)
 
 
 @eqx.filter_jit
