@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -70,7 +69,6 @@ class AbstractHead(eqx.Module):
     """(context, globals, unit) → frame of the local family, and what the family is told."""
 
     told_sizes: eqx.AbstractVar[tuple[int, ...]]
-    own_size: eqx.AbstractVar[int]  # numbers that it reads first in the row of a unit with parameters of its own
 
     @abstractmethod
     def __call__(
@@ -92,7 +90,6 @@ class Concatenate(AbstractHead):
     """The fixed frame; the family is told (context, globals)."""
 
     told_sizes: tuple[int, ...] = eqx.field(static=True)
-    own_size: ClassVar[int] = 0
 
     def __call__(
         self, context: Context, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
@@ -113,8 +110,8 @@ class newton(Recipe):
         tells = whitened_size <= 2 * self.most
         told = (*context_sizes, *((whitened_size,) if tells else ()), size, size)
         if not context_sizes:
-            return Newton(told, size, OwnPoint(size), tells)
-        return Newton(told, 0, Network(context_sizes, size, self.width, 1, key=key, last_scale=0.1), tells)
+            return Newton(told, OwnPoint(size), tells)
+        return Newton(told, Network(context_sizes, size, self.width, 1, key=key, last_scale=0.1), tells)
 
 
 class OwnPoint(eqx.Module):
@@ -131,7 +128,6 @@ class Newton(AbstractHead):
     """One Newton step from a learned point; the family is told (context, globals if few, step, log curvature)."""
 
     told_sizes: tuple[int, ...] = eqx.field(static=True)
-    own_size: int = eqx.field(static=True)
     point: Network | OwnPoint
     tells_globals: bool = eqx.field(static=True)
 

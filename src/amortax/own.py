@@ -28,8 +28,8 @@ def own_family(family: AbstractFamily) -> Own:
 
 
 def first_row(head: AbstractHead | None, family: Own) -> jnp.ndarray:
-    """What every unit starts from: what the head reads of a row (zeros), then the family's parameters."""
-    return jnp.concatenate([jnp.zeros(0 if head is None else head.own_size), family.first_row()])
+    """What every unit starts from: the head's point, if there is a head, then the family's parameters."""
+    return jnp.concatenate([jnp.zeros(0 if head is None else family.size), family.first_row()])
 
 
 def table_of(guide: Guide) -> Free | None:

@@ -80,7 +80,7 @@ class Plan:
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
                 told = head.told_sizes
-            family = self.family.build(local_size, told, key=keys[3])
+            family = self.family.build(local_size, () if self.free else told, key=keys[3])
             if self.free:
                 family = own_family(family)
                 encoder = self.encoder.build(first_row(head, family), key=keys[1])
@@ -166,11 +166,16 @@ def choose(
         _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
     if local and shared:
-        chosen["head"] = head or (newton() if local <= NEWTON_LOCAL or shared > 32 else concatenate())
+        if isinstance(encoder, free) and not isinstance(head or newton(), newton):
+            raise GuideError(
+                f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
+                "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
+            )
+        small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
+        chosen["head"] = head or (newton() if small else concatenate())
     if local:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
-        depth = 1 if shared and not isinstance(encoder, free) else 0
-        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), depth)
+        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), 1 if shared else 0)
     if shared:
         chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
     plan = Plan(model, structure, inputs, **chosen)

@@ -142,18 +142,18 @@ def hierarchy(x):
         numpyro.sample("x", dist.Normal(z, NOISE), obs=x)
 
 
-@pytest.mark.parametrize("head", [am.newton(), am.concatenate()], ids=["newton", "concatenate"])
-def test_units_of_their_own_follow_the_globals(head):
-    """In a Gaussian hierarchy both heads hold the exact answer: sd of theta, and the slope of E[z | theta]."""
-    x = (4.0 + 3.2 * np.random.default_rng(2).standard_normal(50)).astype(np.float32)
-    plan = am.amortize(hierarchy, {"x": x}, plate="unit", encoder=am.free(), head=head)
-    posterior = am.fit(plan, {"x": x}, key=jax.random.key(0), num_steps=1500)
+@pytest.mark.parametrize(("count", "batch_size"), [(50, None), (5000, 500)])
+def test_units_of_their_own_follow_the_globals(count, batch_size):
+    """The exact sd of theta and slope of E[z | theta]; weights of the units' own on theta would narrow it tenfold."""
+    x = (4.0 + 3.2 * np.random.default_rng(2).standard_normal(count)).astype(np.float32)
+    plan = am.amortize(hierarchy, {"x": x}, plate="unit", encoder=am.free())
+    posterior = am.fit(plan, {"x": x}, key=jax.random.key(0), num_steps=1500, batch_size=batch_size)
     precision = 1 / 10.0**2 + len(x) / (SPREAD**2 + NOISE**2)
-    expected, sd = x.sum() / (SPREAD**2 + NOISE**2) / precision, precision**-0.5
+    expected, sd = x.sum(dtype=np.float64) / (SPREAD**2 + NOISE**2) / precision, precision**-0.5
     mean, covariance = shared_normal(posterior)
     print(f"theta: sd ratio {np.sqrt(covariance[0, 0]) / sd:.4f}, mean off by {(mean[0] - expected) / sd:+.4f} sd")
     assert 0.97 < np.sqrt(covariance[0, 0]) / sd < 1.03
-    assert abs(mean[0] - expected) < 0.05 * sd
+    assert abs(mean[0] - expected) < 0.1 * sd
     local = 1 / (1 / SPREAD**2 + 1 / NOISE**2)
     for theta in (expected - 2 * sd, expected, expected + 2 * sd):
         exact = local * (theta / SPREAD**2 + x[:, None].astype(np.float64) / NOISE**2)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -90,7 +89,6 @@ class blind(Recipe):
 
 class Blind(AbstractHead):
     told_sizes: tuple = eqx.field(static=True)
-    own_size: ClassVar[int] = 0
 
     def __call__(self, context, shared, whitened, frame, unit, joint):
         return frame, context

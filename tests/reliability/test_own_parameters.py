@@ -95,6 +95,17 @@ def test_other_units_than_planned_for_get_rows_too():
     assert "free: 5 x 2 own parameters" in str(posterior)
 
 
+def test_locals_that_would_ignore_the_globals_are_refused():
+    def hierarchy(x):
+        level = numpyro.sample("level", dist.Normal(0, 1))
+        with numpyro.plate("unit", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(level, 1))
+            numpyro.sample("x", dist.Normal(z[:, None] + np.zeros(2), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(am.GuideError, match=r"head=am\.concatenate\(\).*leave out the head"):
+        am.amortize(hierarchy, {"x": X}, plate="unit", encoder=am.free(), head=am.concatenate())
+
+
 def test_nothing_is_held_out(unnamed):
     with pytest.raises(am.FitError, match=r"run\.validation: am\.free\(\)"):
         am.fit(unnamed.plan, {"x": X}, key=jax.random.key(0), run=am.Run(num_steps=1, validation={"x": X}))

@@ -1,9 +1,10 @@
 """What is q of a unit with parameters of its own? Any family, its trained numbers read from the unit's row.
 
-    q(u | context) = family with parameters row[-P:], told the rest of the context,   context = (row, ...)
+    q(u | context) = family with parameters row[-P:],   context = (row, ...)
 
-Every family serves unchanged: one family is built, its trained arrays are what every row starts from, and each unit
-puts its own row in their place. What a head tells (globals, a step) then enters through weights of the unit's own.
+Every family serves unchanged: one family without context is built, its trained arrays are what every row starts from,
+and each unit puts its own row in their place. What a head tells besides (globals, a step) is not read: weights on it,
+of each unit's own, drown q of the globals in their noise (`docs/inside/architecture.md`).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class Own(AbstractFamily):
         """The P numbers that a row starts from."""
         return ravel_pytree(eqx.filter(self.start.value, trainable(self.start.value)))[0]
 
-    def _of(self, context: Context) -> tuple[AbstractFamily, Context]:
-        """(the unit's family, what it is told)."""
-        row, *told = context
+    def _of(self, context: Context) -> AbstractFamily:
+        """The unit's family."""
+        row = context[0]
         start = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, self.start.value)
         trained, rest = eqx.partition(start, trainable(start))
         flat, fill = ravel_pytree(trained)
-        return eqx.combine(fill(row[row.shape[0] - flat.shape[0] :]), rest), tuple(told)
+        return eqx.combine(fill(row[row.shape[0] - flat.shape[0] :]), rest)
 
     @property
     def cheap_log_prob(self) -> bool:
@@ -54,25 +55,20 @@ class Own(AbstractFamily):
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """The draw of `component` at standard normal `noise`, and its log density, in nats."""
-        family, told = self._of(context)
-        return family.sample_and_log_prob(noise, component, told)
+        return self._of(context).sample_and_log_prob(noise, component, ())
 
     def log_shares(self, context: Context) -> Float[Array, " components"]:
         """Log probabilities of the components."""
-        family, told = self._of(context)
-        return family.log_shares(told)
+        return self._of(context).log_shares(())
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
-        family, told = self._of(context)
-        return family.log_prob(value, told)
+        return self._of(context).log_prob(value, ())
 
     def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """Mean and standard deviation of every number, as the family says."""
-        family, told = self._of(context)
-        return family.mean_and_sd(told)
+        return self._of(context).mean_and_sd(())
 
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """The family's own map to about standard normal."""
-        family, told = self._of(context)
-        return family.standardize(value, told)
+        return self._of(context).standardize(value, ())
