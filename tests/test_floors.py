@@ -17,12 +17,12 @@ PACKAGE = Path(__file__).parents[1] / "src" / "amortax"
 FLOORS = (
     ("_errors", "_files", "_types", "_recipe", "_network"),
     ("data", "joint", "encoders", "families"),
-    ("heads", "guide", "intake", "describe", "plan"),
+    ("heads", "guide", "own", "intake", "describe", "plan"),
     ("objectives",),
     ("train",),
     ("psis", "chunks", "importance", "answer"),
     ("checks",),
-    ("artifact", "interop", "posterior", "fitting"),
+    ("artifact", "interop", "posterior", "comparison", "fitting"),
     ("models",),
     ("plots", "demo_report", "demo", "cli"),
 )

@@ -67,12 +67,14 @@ class Batch(eqx.Module):
 
     `arrays` maps the model's argument names to filled values; `masks` has an entry, of the same shape,
     for every argument that may have missing or padded places (True = a real value); `lengths` has the
-    true number of elements of every ragged argument. On the host all are NumPy's.
+    true number of elements of every ragged argument; `rows` says where units with parameters of their own
+    have them (`encoders.free`), None without. On the host all are NumPy's.
     """
 
     arrays: dict[str, AnyArray]
     masks: dict[str, Bool[AnyArray, "..."]]  # noqa: UP037
     lengths: dict[str, Int[AnyArray, "*units"]]
+    rows: Int[AnyArray, "*units"] | None = None
 
 
 class Fixed(eqx.Module):

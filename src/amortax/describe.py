@@ -30,10 +30,12 @@ def describe(plan: Any) -> str:
         size = str(structure.size("global"))
         table.add_row("globals", names["global"], size, "-", _show(plan.shared_family), f"{_count(skeleton.shared):,}")
     if plan.family is not None:
-        network = (skeleton.encoder, skeleton.head, skeleton.local)
+        count = f"{_count((skeleton.encoder, skeleton.head, skeleton.local)):,}"
+        if plan.free:
+            count = " x ".join(f"{n:,}" for n in skeleton.encoder.own_rows.shape)
         how = _show(plan.family) + (f" placed by {_show(plan.head)}" if plan.head is not None else "")
         size = str(structure.size("local"))
-        table.add_row(f"per {structure.plate}", names["local"], size, _show(plan.encoder), how, f"{_count(network):,}")
+        table.add_row(f"per {structure.plate}", names["local"], size, _show(plan.encoder), how, count)
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=False)
     sees = ", ".join(
@@ -45,10 +47,10 @@ def describe(plan: Any) -> str:
         highlight=False,
     )
     console.print(table)
-    console.print(
-        f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode",
-        highlight=False,
-    )
+    encodes = f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode"
+    if plan.free:
+        encodes = f"free: {count} own parameters, no encoder; answers for these units only"
+    console.print(encodes, highlight=False)
     if structure.params:
         console.print(f"learned by maximum likelihood: {', '.join(structure.params)}", highlight=False)
     if structure.cannot_simulate:

@@ -12,10 +12,12 @@ from jaxtyping import Array
 from ._errors import FitError
 from ._types import Batch, check_key
 from .data import Units
+from .guide import Guide
 from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
 from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
+from .own import remember, table_of, with_rows
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
@@ -23,6 +25,7 @@ from .train.run import Run, TrainingData, train
 from .train.schedule import Optimizer
 
 HOLD_OUT_FROM = 1000  # units; fewer are too few to give some away
+OWN_BATCH = 4096  # units per step where each has its own parameters: nothing is learned from one for another
 
 
 def fit(
@@ -66,12 +69,16 @@ def fit(
         training, held_out = _hold_out(plan, found, run, guide.joint)
         pair = (guide.joint, guide.guide)
     else:
-        plan = guide
-        found = as_units(data, plan.model, plan.structure.plate)
+        found = as_units(data, guide.model, guide.structure.plate)
+        plan = guide.for_units(len(found))
         model = Joint(plan.model, plan.structure, _params(plan, found))
         found = conform(found, model)
         training, held_out = _hold_out(plan, found, run, model)
-        pair = initialise(plan, to_batch(training), init_key)
+        joint, built = initialise(plan, to_batch(training), init_key)
+        pair = (joint, remember(built, training))
+    training = _in_their_rows(training, pair[1])
+    if plan.free and run.batch_size is None:
+        run = dataclasses.replace(run, batch_size=OWN_BATCH)
     joint, built, record = train(
         pair,
         TrainingData(drop_full_masks(to_batch(training), plan.structure), training.labels.tolist(), held_out),
@@ -82,6 +89,17 @@ def fit(
     )
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     return Posterior(plan, joint, built, record, found.schema)
+
+
+def _in_their_rows(training: Units, guide: Guide) -> Units:
+    """The units with their rows; where they have their own, all must be there."""
+    table, training = table_of(guide), with_rows(training, guide)
+    if table is not None and len(training) < len(table.known()):
+        raise FitError(
+            f"data has {len(training)} of the {len(table.known())} units that this posterior was trained on; "
+            "am.free() trains on from all of them: give exactly those"
+        )
+    return training
 
 
 def _params(plan: Plan, data: Units) -> dict:
@@ -107,6 +125,10 @@ def _merge(run: Run, num_steps: int | None, batch_size: int | None) -> Run:
 
 def _hold_out(plan: Plan, data: Units, run: Run, joint: Joint) -> tuple[Units, Batch | None]:
     """(training units, held-out batch or None): of the same data the same in every run, so that none was trained on."""
+    if plan.free and run.validation is not None:
+        raise FitError("run.validation: am.free() has no answer for units that it is not trained on; leave it out")
+    if plan.free:
+        return data, None
     if run.validation is not None:
         return data, drop_full_masks(to_batch(conform(run.validation, joint)), plan.structure)
     learned = bool(plan.structure.params) and not plan.structure.size("global")

@@ -106,17 +106,29 @@ class newton(Recipe):
     most: int = 32
 
     def build(self, size: int, context_sizes: tuple[int, ...], whitened_size: int, *, key: Array) -> Newton:
-        """The head for locals of dimension `size`."""
-        point = Network(context_sizes, size, self.width, 1, key=key, last_scale=0.1)
+        """The head for locals of dimension `size`; without context, each unit has a point of its own."""
         tells = whitened_size <= 2 * self.most
-        return Newton((*context_sizes, *((whitened_size,) if tells else ()), size, size), point, tells)
+        told = (*context_sizes, *((whitened_size,) if tells else ()), size, size)
+        if not context_sizes:
+            return Newton(told, OwnPoint(size), tells)
+        return Newton(told, Network(context_sizes, size, self.width, 1, key=key, last_scale=0.1), tells)
+
+
+class OwnPoint(eqx.Module):
+    """The point of a unit with parameters of its own: its row's first numbers."""
+
+    size: int = eqx.field(static=True)
+
+    def __call__(self, row: Float[Array, " p"]) -> Float[Array, " d"]:
+        """The point."""
+        return row[: self.size]
 
 
 class Newton(AbstractHead):
     """One Newton step from a learned point; the family is told (context, globals if few, step, log curvature)."""
 
     told_sizes: tuple[int, ...] = eqx.field(static=True)
-    point: Network
+    point: Network | OwnPoint
     tells_globals: bool = eqx.field(static=True)
 
     def __call__(

@@ -75,7 +75,7 @@ def _fits_first_axis(model: Callable, specs: Mapping[str, jax.ShapeDtypeStruct],
 def to_batch(data: Units) -> Batch:
     """All units as one host batch."""
     lengths = {name: np.asarray(n, np.int32) for name, n in data.lengths.items()}
-    return Batch(data.arrays, data.masks, lengths)  # type: ignore[arg-type]
+    return Batch(data.arrays, data.masks, lengths, data.rows)  # type: ignore[arg-type]
 
 
 def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
@@ -180,4 +180,4 @@ def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.nda
 def drop_full_masks(batch: Batch, structure: Structure) -> Batch:
     """Without the masks of arguments for which the guide was built unmasked (they are all True)."""
     masked = {a.name for a in structure.arguments if a.masked}
-    return Batch(batch.arrays, {n: m for n, m in batch.masks.items() if n in masked}, batch.lengths)
+    return dataclasses.replace(batch, masks={n: m for n, m in batch.masks.items() if n in masked})

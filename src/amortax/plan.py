@@ -21,6 +21,7 @@ from ._types import Fixed
 from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
+from .encoders.free import free
 from .encoders.sets import attention_set, deep_set
 from .families.autoregressive import iaf, maf
 from .families.coupling import coupling
@@ -38,11 +39,12 @@ from .joint.probe import initial_params, probe
 from .joint.read import read
 from .joint.structure import Structure
 from .joint.values import check_values
+from .own import first_row, own_family
 
 RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
-        *(dense, deep_set, attention_set, concatenate, newton),
+        *(dense, deep_set, attention_set, free, concatenate, newton),
         *(diagonal, full, low_rank, student_t, mixture),
         *(coupling, maf, iaf, planar, affine, spline),
     )
@@ -71,13 +73,28 @@ class Plan:
         if self.shared_family is not None:
             shared = Block(self.shared_family.build(shared_size, (), key=keys[0]), _neutral(shared_size))
         if self.family is not None and self.encoder is not None:
-            encoder = self.encoder.build(self.inputs, key=keys[1])
-            told = encoder.context_sizes
+            told = ()
+            if not self.free:
+                encoder = self.encoder.build(self.inputs, key=keys[1])
+                told = encoder.context_sizes
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
                 told = head.told_sizes
-            local = Block(self.family.build(local_size, told, key=keys[3]), _neutral(local_size))
+            family = self.family.build(local_size, () if self.free else told, key=keys[3])
+            if self.free:
+                family = own_family(family)
+                encoder = self.encoder.build(first_row(head, family), key=keys[1])
+            local = Block(family, _neutral(local_size))
         return Guide(shared, local, encoder, head)
+
+    @property
+    def free(self) -> bool:
+        """Whether every unit has parameters of its own."""
+        return isinstance(self.encoder, free)
+
+    def for_units(self, count: int) -> Plan:
+        """The plan for so many units, which matters only where each has parameters of its own."""
+        return dataclasses.replace(self, encoder=free(num_units=count)) if self.free else self
 
     def skeleton(self) -> Guide:
         """The guide with shapes for arrays."""
@@ -149,7 +166,13 @@ def choose(
         _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
     if local and shared:
-        chosen["head"] = head or (newton() if local <= NEWTON_LOCAL or shared > 32 else concatenate())
+        if isinstance(encoder, free) and not isinstance(head or newton(), newton):
+            raise GuideError(
+                f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
+                "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
+            )
+        small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
+        chosen["head"] = head or (newton() if small else concatenate())
     if local:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
         chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), 1 if shared else 0)
@@ -218,4 +241,5 @@ def amortize(
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), batch, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
-    return choose(model, structure, encoder=encoder, head=head, family=family, shared_family=shared_family)
+    plan = choose(model, structure, encoder=encoder, head=head, family=family, shared_family=shared_family)
+    return plan.for_units(len(found))

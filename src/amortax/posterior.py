@@ -27,6 +27,7 @@ from .intake import conform
 from .interop import to_dataset, values_of
 from .joint.joint import Joint
 from .joint.reread import matching_params
+from .own import with_rows
 from .plan import Plan
 from .train.record import Record
 
@@ -52,7 +53,7 @@ class Posterior(eqx.Module):
 
         **Arguments:** `data` units to answer for, in the form used for training, any number of them;
         `num_samples` draws of each; `key` a typed JAX key. A unit's draws depend on the key and its place in `data`,
-        not on how many units or draws are asked for.
+        not on how many units or draws are asked for. Without an encoder (`free`) only units of the training are known.
 
         **Returns** an `xarray.Dataset` with dims (sample, plate names, event dims), unit labels as coordinates,
         deterministic sites included.
@@ -60,7 +61,7 @@ class Posterior(eqx.Module):
         **Raises** `DataError` for data of another form, or impossible values.
         """
         check_key(key)
-        num_samples, found = whole_number("num_samples", num_samples), conform(data, self.joint)
+        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         return to_dataset(self._structure, found, *answer.sample(self.joint, self.guide, found, num_samples, key))
 
     def predict(self, data: Any, *, num_samples: int, key: Array, at: Any = None) -> Any:
@@ -72,7 +73,7 @@ class Posterior(eqx.Module):
         **Returns** an `xarray.Dataset` as `sample` does.
         """
         check_key(key)
-        num_samples, found = whole_number("num_samples", num_samples), conform(data, self.joint)
+        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         place = found if at is None else place_of(at, found, self.joint)
         drawn = answer.predict(self.joint, self.guide, found, place, num_samples, key)
         return to_dataset(self._structure, place, *drawn)
@@ -88,7 +89,7 @@ class Posterior(eqx.Module):
 
         **Raises** `DataError` for missing sites, units, or other shapes.
         """
-        found = conform(data, self.joint)
+        found = self.answerable(data)
         arrays, has_samples = values_of(self._structure, values, found.labels)
         if not arrays:
             return Terms(jnp.zeros(len(found)), jnp.zeros(()))
@@ -96,8 +97,8 @@ class Posterior(eqx.Module):
         return terms if has_samples else jax.tree.map(lambda x: x[0], terms)
 
     def encode(self, data: Any) -> np.ndarray:
-        """Context vectors (units, context)."""
-        found = conform(data, self.joint)
+        """Context vectors (units, context): without an encoder, each unit's own parameters."""
+        found = self.answerable(data)
         return answer.encode(self.joint, self.guide, found)
 
     def check(self, data: Any, *, key: Array, training: Any = None, num_samples: int = 500) -> Report:
@@ -109,8 +110,8 @@ class Posterior(eqx.Module):
         **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
         """
         check_key(key)
-        num_samples, found = whole_number("num_samples", num_samples), conform(data, self.joint)
-        known = None if training is None else conform(training, self.joint)
+        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
+        known = None if training is None else self.answerable(training)
         for candidate in (found, known):
             if candidate is not None and candidate.fingerprint() == self.record.data_fingerprint:
                 return check(
@@ -130,6 +131,10 @@ class Posterior(eqx.Module):
             "schema": None if self.schema is None else self.schema.to_json(),
         }
         write_artifact(path, content, dict(_named(_arrays(self.joint, self.guide))))
+
+    def answerable(self, data: Any) -> Units:
+        """`data` as checked units that this posterior can answer for, or a `DataError` that says why it can't."""
+        return with_rows(conform(data, self.joint), self.guide)
 
     @property
     def _structure(self) -> Any:

@@ -104,10 +104,10 @@ def normals_of(posterior, data, shared=None):
 
     Read from the guide itself: `standardize` is u → L⁻¹ (u - m) for a normal, so its Jacobian and offset tell L and m.
     """
-    from amortax.intake import conform, drop_full_masks, to_batch
+    from amortax.intake import drop_full_masks, to_batch
 
     joint, guide = posterior.joint, posterior.guide
-    batch = jax.tree.map(jnp.asarray, drop_full_masks(to_batch(conform(data, joint)), joint.structure))
+    batch = jax.tree.map(jnp.asarray, drop_full_masks(to_batch(posterior.answerable(data)), joint.structure))
     shared = jnp.zeros(joint.shared_size) if shared is None else jnp.asarray(shared)
 
     def one(context, unit):

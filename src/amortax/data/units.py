@@ -33,6 +33,8 @@ class Units:
     - `axes`: argument -> its unit axis in the model's own layout, where that isn't 0.
     - `categories`: coded argument -> its labels; code k is label k.
     - `schema`: how the table was read, None where there was no table.
+    - `rows`: (N,) which row of a trained table is each unit's own, where units have parameters of their own; set by the
+      posterior.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,6 +45,7 @@ class Units:
     axes: dict[str, int] = dataclasses.field(default_factory=dict)
     categories: dict[str, tuple] = dataclasses.field(default_factory=dict)
     schema: TableSchema | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,6 +84,7 @@ class Units:
             masks=select(self.masks),
             lengths=select(self.lengths),
             labels=self.labels[rows],
+            rows=None if self.rows is None else self.rows[rows],
         )
 
     def split(self, fraction: float | None = None, *, num: int | None = None, seed: int) -> tuple[Units, Units]:

@@ -5,6 +5,8 @@ A county of 116 houses among counties of ten would otherwise make every county c
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -46,4 +48,4 @@ def _trim(data: Batch, rows: np.ndarray) -> Batch:
         ends = {name: max(int(part.lengths[name].max()), 1) for name in part.lengths}
         return {name: x[:, : ends[name]] if name in ends else x for name, x in values.items()}
 
-    return Batch(cut(part.arrays), cut(part.masks), part.lengths)
+    return dataclasses.replace(part, arrays=cut(part.arrays), masks=cut(part.masks))

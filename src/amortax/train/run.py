@@ -144,7 +144,8 @@ def train(
     params, rest = split_trainable(*pair)
     groups = (by_length(data.units) if batch == size else (data.units,)) if resident else None
     resident_groups = jax.tree.map(jnp.asarray, groups)
-    setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)))
+    by_rows = data.units.rows is not None and batch < size
+    setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)), by_rows=by_rows)
     seed_key, key = jax.random.split(key)
     source = _sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
     state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
@@ -275,10 +276,11 @@ def _sources(data: Batch, batch: int, resident: bool, generator: np.random.Gener
     steps = BLOCK if resident else int(np.clip(BLOCK_BYTES // max(batch * unit_bytes, 1), 1, BLOCK))
     gather: Callable = (lambda rows: jnp.asarray(rows, jnp.int32)) if resident else _gather(data)
     order, need = np.empty(0, np.int64), steps * batch
+    epoch = size if data.rows is None else size - size % batch  # a row of a unit's own may be in a step only once
     while True:
         parts = [order]
         while sum(map(len, parts)) < need:
-            parts.append(generator.permutation(size))
+            parts.append(generator.permutation(size)[:epoch])
         order = np.concatenate(parts)
         rows, order = order[:need], order[need:]
         yield gather(rows.reshape(steps, batch))

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from .._types import PyTree
+from .rows import adam_by_row, map_rows
 
 Optimizer = optax.GradientTransformation
 FACTORS = (1.0, 0.3, 0.1, 0.1)
@@ -39,18 +40,17 @@ def adam(
 ) -> optax.GradientTransformationExtraArgs:
     """The default: clipping by global norm, Adam, linear warm-up. Cached, so that a second `fit` compiles nothing.
 
-    The few free numbers of q(v) start at the prior and have far to go: they move `globals_factor` times faster than the
-    weights of networks, and at first forget the size of past gradients sooner. That of a log sd falls with the sd's
-    square: with the long memory the sd would need a thousand steps for each factor of ten.
+    The few free numbers of q(v), and those of units that have their own, start at the prior and have far to go: they
+    move `globals_factor` times faster than the weights of networks, and at first forget the size of past gradients
+    sooner. That of a log sd falls with the sd's square: with the long memory the sd would need a thousand steps for
+    each factor of ten.
     """
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(clip),
             optax.masked(optax.scale_by_adam(b1=0.9, b2=0.99), _of_networks),
-            optax.masked(
-                optax.chain(optax.inject_hyperparams(_adam_of_globals)(memory=QUICK), optax.scale(globals_factor)),
-                _of_globals,
-            ),
+            optax.inject_hyperparams(_adam_of_free_numbers)(memory=QUICK),
+            optax.masked(optax.scale(globals_factor), lambda params: _not(_of_networks(params))),
             optax.scale_by_learning_rate(optax.linear_schedule(0.01 * learning_rate, learning_rate, warm_up)),
             optax.inject_hyperparams(optax.scale)(step_size=1.0),
         )
@@ -65,13 +65,25 @@ def _of_globals(params: PyTree) -> PyTree:
     return joint, guide
 
 
-def _adam_of_globals(memory: Any) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=0.9, b2=memory)
+def _of_units(params: PyTree) -> PyTree:
+    """True at the rows of units that have parameters of their own."""
+    return map_rows(lambda _: True, lambda _: False, params)
+
+
+def _adam_of_free_numbers(memory: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.masked(optax.scale_by_adam(b1=0.9, b2=memory), _of_globals),
+        optax.masked(adam_by_row(memory), _of_units),
+    )
 
 
 def _of_networks(params: PyTree) -> PyTree:
     """True at all other parameters."""
-    return jax.tree.map(lambda of_globals: not of_globals, _of_globals(params))
+    return jax.tree.map(lambda one, other: not (one or other), _of_globals(params), _of_units(params))
+
+
+def _not(marks: PyTree) -> PyTree:
+    return jax.tree.map(lambda mark: not mark, marks)
 
 
 def set_step_size(optimizer_state: Any, factor: float) -> Any:

@@ -24,6 +24,7 @@ from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, Loss, Minibatch
 from ..objectives.estimators import local_draws
+from .rows import gather, map_rows, renumbered, scatter
 
 APART = 10  # steps from one that enters the average to the next: to add up all costs, and neighbours hardly differ
 
@@ -49,6 +50,7 @@ class Setting(eqx.Module):
     data: tuple[Batch, ...] | None  # groups of units, each padded to its own length
     num_units: Array
     guarded: bool = eqx.field(static=True, default=False)  # whether a step that is not finite changes nothing
+    by_rows: bool = eqx.field(static=True, default=False)  # units have own parameters, and a step only its units' rows
 
 
 class BlockResult(eqx.Module):
@@ -105,21 +107,21 @@ def _run_block(setting: Setting, source: PyTree, count: Array, state: State) -> 
         state, losses = carry
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
-        state, loss = take_step(setting, state, groups)
+        state, loss = _take_step_by_rows(setting, state, groups)
         return state, (losses[0].at[i].set(loss.value), losses[1].at[i].set(loss.elbo_per_unit))
 
     def stretch(j: Array, carry: tuple[State, Numbers, PyTree]) -> tuple[State, Numbers, PyTree]:
         *carried, total = carry
         end = jnp.minimum(APART * (j + 1), count)
         state, losses = jax.lax.fori_loop(APART * j, end, body, tuple(carried))
-        return state, losses, jax.tree.map(jnp.add, total, state.params)
+        return state, losses, jax.tree.map(jnp.add, total, _summed(setting, state))
 
     stretches = -(-count // APART)
-    start = state, (jnp.zeros(length), jnp.zeros(length)), jax.tree.map(jnp.zeros_like, state.params)
+    start = state, (jnp.zeros(length), jnp.zeros(length)), jax.tree.map(jnp.zeros_like, _summed(setting, state))
     state, (losses, elbos), total = jax.lax.fori_loop(0, stretches, stretch, start)
     # An update that is not finite leaves its mark on the parameters to the end, whatever the bounds after it say.
     finite = jnp.all(jnp.isfinite(losses)) & _all_finite(state.params)
-    return state, BlockResult(losses, elbos, total, stretches), finite
+    return state, BlockResult(losses, elbos, _with_rows(setting, state, total, stretches), stretches), finite
 
 
 def _all_finite(tree: PyTree) -> Array:
@@ -130,6 +132,25 @@ def _take(data: tuple[Batch, ...], rows: Int[Array, " batch"]) -> tuple[Batch, .
     if rows.shape[0] == 0:  # every unit in every step
         return data
     return tuple(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch) for batch in data)
+
+
+def _take_step_by_rows(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tuple:
+    """`take_step`, which sees only the rows of its units where units have parameters of their own."""
+    rows = groups[0].rows
+    if rows is None or not setting.by_rows:
+        return take_step(setting, state, groups)
+    part, *found = take_step(setting, gather(state, rows), (renumbered(groups[0]),))
+    return scatter(state, part, rows), *found
+
+
+def _summed(setting: Setting, state: State) -> PyTree:
+    """What is added up from step to step: not the rows of all units."""
+    return gather(state.params, jnp.zeros(0, jnp.int32)) if setting.by_rows else state.params
+
+
+def _with_rows(setting: Setting, state: State, total: PyTree, count: Array) -> PyTree:
+    """A sum of `count` terms, the rows of all units in it as they are at the end of the block."""
+    return map_rows(lambda x, _: x * count, lambda _, x: x, state.params, total) if setting.by_rows else total
 
 
 @eqx.filter_jit
