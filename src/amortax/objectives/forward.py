@@ -80,6 +80,11 @@ def check_simulation(name: str, structure: Structure) -> None:
 
 def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch, *, count: int) -> Float[Array, ""]:
     """Mean of -log q(u | d, v) over `count` simulations in every unit's place; its gradient is q of the locals'."""
+    if any(batch.rows is not None for batch in minibatch.groups):
+        raise GuideError(
+            "simulated units are new ones, and am.free() has no q for those; use an objective of real units "
+            "(am.ELBO(), am.IWELBO(), am.Renyi()) or an encoder"
+        )
     joint = stopped(joint)
     if guide.shared is not None:
         guide = eqx.tree_at(lambda g: g.shared, guide, stopped(guide.shared))
