@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,8 @@ import jax
 
 from ._recipe import Recipe
 from ._types import PyTree
+from .joint.levels import levels_of
+from .joint.structure import Structure
 
 
 def _count(tree: PyTree) -> int:
@@ -34,6 +37,8 @@ def describe(plan: Any) -> str:
         how = _show(plan.family) + (f" placed by {_show(plan.head)}" if plan.head is not None else "")
         size = str(structure.size("local"))
         table.add_row(f"per {structure.plate}", names["local"], size, _show(plan.encoder), how, f"{_count(network):,}")
+    for row in _summed(structure):
+        table.add_row(*row)
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=False)
     sees = ", ".join(
@@ -46,7 +51,7 @@ def describe(plan: Any) -> str:
     )
     console.print(table)
     console.print(
-        f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode",
+        f"the encoder sees {sees}" if plan.encoder is not None else "no continuous local latents: nothing to encode",
         highlight=False,
     )
     if structure.params:
@@ -54,6 +59,15 @@ def describe(plan: Any) -> str:
     if structure.cannot_simulate:
         console.print(f"the model can't be simulated: {structure.cannot_simulate}", highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _summed(structure: Structure) -> Iterator[tuple[str, ...]]:
+    """A row for each level of discrete sites."""
+    for level in levels_of(structure):
+        if level.sites:
+            where = " and ".join([f"per {structure.plate}", *sorted(level.plates)])
+            sites = ", ".join(site.name for site in level.sites)
+            yield where, sites, f"{level.size} values", "-", "summed exactly", "0"
 
 
 def _show(recipe: Recipe | None) -> str:

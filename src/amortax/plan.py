@@ -141,10 +141,11 @@ def choose(
     """Fills in what the user left open."""
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
-    if not local and not shared:
+    if not local and not shared and not structure.summed:
         raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn")
     if not local:
-        _refuse({"encoder": encoder, "family": family, "head": head}, "the model has no local latents")
+        why = "the model has no local latents" + " but discrete ones, which are summed exactly" * bool(structure.summed)
+        _refuse({"encoder": encoder, "family": family, "head": head}, why)
     if not shared:
         _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)

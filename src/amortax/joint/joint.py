@@ -6,6 +6,9 @@ For one unit with data d, unconstrained locals u and unconstrained globals v,
 
 with the Jacobians of the constraining transforms in the part whose site they belong to. The program runs with plate
 size 1; since it was probed to be separable, N units are N such runs under `vmap`, which share one `shared` part.
+
+Discrete locals c are summed out of `unit`, log Σ_c p(d, u, c | v): all their assignments are one more vmapped axis (see
+`levels`, `eliminate`). Given the rest they have exact conditional probabilities, by which `choose` draws them.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._types import Batch, PyTree, Terms
+from .eliminate import draw, eliminate, own_elements
 from .layout import unit_to_model
+from .levels import Level, levels_of
 from .masks import partly_missing, site_log_prob, site_masks
 from .observe import reading
-from .structure import Site, Structure
+from .structure import DENSE, Site, Structure
 from .trace import Record, run
+
+Choices = dict[str, Array]  # values of discrete sites of one unit
 
 
 class Joint(eqx.Module):
@@ -52,22 +59,75 @@ class Joint(eqx.Module):
         return Terms(*jax.vmap(one, out_axes=(0, None))(local, batch))
 
     def unit_log_prob(self, local: Array, shared: Array, unit: Batch) -> Terms:
-        """`log_prob` of one unit: locals (d,), arrays without the unit axis."""
-        records = self._run(local, shared, unit, key=jax.random.key(0))
-        masks = self._masks(records, unit)
+        """`log_prob` of one unit: locals (d,), arrays without the unit axis; discrete locals summed out."""
+        if not self.structure.summed:
+            return self.complete_log_prob({}, local, shared, unit)
+        log_probs, outside = self._at_all_assignments(local, shared, unit)
+        return Terms(eliminate(self.structure, levels_of(self.structure), log_probs, unit.lengths)[0], outside)
+
+    def complete_log_prob(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Terms:
+        """`unit_log_prob` together with `values` of all discrete locals, in the model's layout."""
+        log_probs = self._site_log_probs(values, local, shared, unit)
         in_unit, outside = jnp.zeros(()), jnp.zeros(())
-        for site in self.structure.of("local", "global", "observed", "factor"):
-            total = jnp.sum(site_log_prob(records[site.name], masks.get(site.name)))
+        for site in self.structure.of(*DENSE):
+            total = jnp.sum(log_probs[site.name])
             if site.per_unit:
                 in_unit = in_unit + total
             else:
                 outside = outside + total
         return Terms(in_unit, outside)
 
-    def constrain(self, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-        """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped."""
-        records = self._run(local, shared, unit, key=jax.random.key(0))
-        sites = self.structure.of("local", "global", "deterministic")
+    def choose(self, key: Array, local: Array, shared: Array, unit: Batch) -> Choices:
+        """A draw of one unit's discrete locals from their exact conditional given all else, in the model's layout."""
+        if not self.structure.summed:
+            return {}
+        levels = levels_of(self.structure)
+        log_probs, _ = self._at_all_assignments(local, shared, unit)
+        numbers = draw(key, levels, eliminate(self.structure, levels, log_probs, unit.lengths)[1])
+        chosen = {}
+        for level, number in zip(levels, numbers, strict=True):
+            for name, values in level.table().items():
+                ndim = log_probs[name].ndim - len(levels)
+                chosen[name] = jnp.asarray(values)[jnp.reshape(number, number.shape[number.ndim - ndim :])]
+        return chosen
+
+    def log_choice(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Array:
+        """Log probability in nats of `values` of the discrete locals given all else; they must be possible."""
+        if not self.structure.summed:
+            return jnp.zeros(())
+        complete = self.complete_log_prob(values, local, shared, unit)
+        return complete.unit - self.unit_log_prob(local, shared, unit).unit
+
+    def _at_all_assignments(self, local: Array, shared: Array, unit: Batch) -> tuple[dict[str, Array], Array]:
+        """Log densities of every site of the unit, with one axis for each level in front, and the shared ones' sum."""
+        levels = levels_of(self.structure)
+
+        def given(*values: Choices) -> dict[str, Array]:
+            chosen = {name: value for level in values for name, value in level.items()}
+            return self._site_log_probs(chosen, local, shared, unit)
+
+        over: Callable = given
+        for number in reversed(range(len(levels))):
+            over = _along(over, number, levels)
+        log_probs = over(*(jax.tree.map(jnp.asarray, level.table()) for level in levels))
+        outside = jnp.zeros(())
+        for site in self.structure.of(*DENSE):
+            if not site.per_unit:
+                outside = outside + jnp.sum(log_probs.pop(site.name)[(0,) * len(levels)])
+        return log_probs, outside
+
+    def _site_log_probs(self, values: Choices, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
+        records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
+        masks = self._masks(records, unit)
+        return {s.name: site_log_prob(records[s.name], masks.get(s.name)) for s in self.structure.of(*DENSE)}
+
+    def constrain(self, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None) -> dict[str, Array]:
+        """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped.
+
+        **Arguments**: `chosen` what `choose` drew for the discrete sites, if there are any.
+        """
+        records = self._run(local, shared, unit, key=jax.random.key(0), values=chosen or {})
+        sites = [*self.structure.of("local", "global", "discrete", "deterministic")]
         return {site.name: site.keep(records[site.name].value) for site in sites}
 
     def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
@@ -77,20 +137,38 @@ class Joint(eqx.Module):
         """
         free, inside = {}, {}
         sites = self.structure.of("local", "global")
-        given = {s.name: jnp.reshape(jnp.asarray(values[s.name]), s.model_shape) for s in sites}
-        records = run(self.model, self._arguments(unit), key=jax.random.key(0), given=given, params=self.params)
+        given = {s.name: s.unkeep(jnp.asarray(values[s.name])) for s in sites}
+        chosen, possible = self.chosen(values, unit)
+        records = run(
+            self.model, self._arguments(unit), key=jax.random.key(0), given=given | chosen, params=self.params
+        )
         for site in sites:
             record = records[site.name]
             inside[site.name] = jnp.all(record.fn.support(record.value))
             free[site.name] = jnp.where(inside[site.name], record.to_free(), 0.0)
         local, shared = self.structure.pack("local", free), self.structure.pack("global", free)
-        placed = self._run(local, shared, unit, key=jax.random.key(0))
-        jacobian = Terms(jnp.zeros(()), jnp.zeros(()))
+        placed = self._run(local, shared, unit, key=jax.random.key(0), values=chosen)
+        jacobian = Terms(jnp.where(possible, 0.0, jnp.inf), jnp.zeros(()))
         for site in sites:
             log_det = jnp.where(inside[site.name], jnp.sum(jnp.asarray(placed[site.name].jacobian)), jnp.inf)
             step = Terms(log_det, jnp.zeros(())) if site.per_unit else Terms(jnp.zeros(()), log_det)
             jacobian = jacobian + step
         return local, shared, jacobian
+
+    def chosen(self, values: dict[str, Array], unit: Batch) -> tuple[Choices, Array]:
+        """The discrete sites among constrained `values` (unit axis dropped) in the model's layout, and if possible.
+
+        Those that are not, and padding, are replaced by one that is.
+        """
+        found, possible = {}, jnp.ones((), bool)
+        for site in self.structure.summed:
+            value, choices = site.unkeep(jnp.asarray(values[site.name])), jnp.asarray(site.choices)
+            known = jnp.any(value[..., None] == choices, axis=-1)
+            found[site.name] = jnp.where(known, value, choices[0]).astype(choices.dtype)
+            known = jnp.all(known, axis=tuple(range(-site.event_dim, 0)))
+            own = own_elements(self.structure, site.plates, known.shape, unit.lengths)
+            possible = possible & jnp.all(known if own is None else known | ~own)
+        return found, possible
 
     def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
         """One draw of unconstrained (locals, globals) from the prior; observed sites need no sampler."""
@@ -122,9 +200,14 @@ class Joint(eqx.Module):
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
         return self.structure.pack("local", free), self._responses(records, unit)
 
-    def predict(self, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-        """One posterior-predictive draw of every observed site of one unit, unit axis dropped, by site name."""
-        records = self._run(local, shared, unit, key=key, simulate=True)
+    def predict(
+        self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
+    ) -> dict[str, Array]:
+        """One posterior-predictive draw of every observed site of one unit, unit axis dropped, by site name.
+
+        Discrete sites have the values in `chosen`; those without one are drawn from their prior.
+        """
+        records = self._run(local, shared, unit, key=key, values=chosen or {}, simulate=True)
         sites = self.structure.of("observed")
         return {s.name: s.keep(records[s.name].value) for s in sites if s.per_unit}
 
@@ -166,18 +249,31 @@ class Joint(eqx.Module):
         return unit_to_model(unit.arrays, {a.name: a.axis for a in self.structure.arguments})
 
     def _run(
-        self, local: Array, shared: Array, unit: Batch, *, key: Array, simulate: bool = False
+        self, local: Array, shared: Array, unit: Batch, *, key: Array, values: Choices, simulate: bool = False
     ) -> dict[str, Record]:
         free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
         with reading(self.model):
             return run(
-                self.model, self._arguments(unit), key=key, unconstrained=free, params=self.params, simulate=simulate
+                self.model,
+                self._arguments(unit),
+                key=key,
+                unconstrained=free,
+                given=values,
+                params=self.params,
+                simulate=simulate,
             )
 
     def _masks(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
         axes = {a.name: a.axis for a in self.structure.arguments}
         data = Batch(self._arguments(unit), unit_to_model(unit.masks, axes), unit.lengths)
         return site_masks(self.model, self.structure, records, data, self.params)
+
+
+def _along(function: Callable, number: int, levels: tuple[Level, ...]) -> Callable:
+    """`function` of one dict of values per level, with an axis in front for all assignments of level `number`."""
+    if not levels[number].sites:
+        return lambda *values: jax.tree.map(lambda x: x[None], function(*values))
+    return jax.vmap(function, in_axes=[0 if i == number else None for i in range(len(levels))])
 
 
 def _without_unit(facts: Array, site: Site) -> Array:
