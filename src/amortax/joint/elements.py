@@ -17,9 +17,9 @@ Values = dict[str, np.ndarray]  # by site, in the model's layout
 
 
 def choice_values(structure: Structure, num_units: int, turn: int = 0) -> Values:
-    """Values of the discrete latents of some units in the model's layout, the same for all elements of a plate."""
+    """Values of the discrete sites of some units in the model's layout, the same for all elements of a plate."""
     found = {}
-    for site in structure.of("discrete"):
+    for site in structure.summed:
         shape = [1] * (len(site.model_shape) - site.event_dim) + list(site.event_shape)
         shape[site.unit_axis] = num_units
         found[site.name] = np.resize(np.roll(np.asarray(site.choices), -turn), shape)
@@ -38,7 +38,7 @@ def refuse_tied_elements(
     **Arguments**: `latents` of some units; `density` their log densities by site and element; `close` equality but for
     rounding.
     """
-    sites = [s for s in structure.of("discrete") if plate.name in s.plates]
+    sites = [s for s in structure.summed if plate.name in s.plates]
     if not sites:
         return
     turned = choice_values(structure, latents[sites[0].name].shape[sites[0].unit_axis], turn=1)

@@ -8,12 +8,12 @@ with the Jacobians of the constraining transforms in the part whose site they be
 size 1; since it was probed to be separable, N units are N such runs under `vmap`, which share one `shared` part.
 
 Discrete locals c are summed out of `unit`, log Σ_c p(d, u, c | v): all their assignments are one more vmapped axis (see
-`levels`, `eliminate`). Given the rest they have exact conditional probabilities, by which `choose` draws them.
+`summed`). Given the rest they have exact conditional probabilities, by which `choose` draws them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import equinox as eqx
 import jax
@@ -21,15 +21,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._types import Batch, PyTree, Terms
-from .eliminate import draw, eliminate, own_elements
 from .layout import unit_to_model
-from .levels import Level, levels_of
 from .masks import partly_missing, site_log_prob, site_masks
 from .observe import reading
 from .structure import DENSE, Site, Structure
+from .summed import Choices, Evaluate, draw_choices, given_choices, summed_log_prob
 from .trace import Record, run
-
-Choices = dict[str, Array]  # values of discrete sites of one unit
 
 
 class Joint(eqx.Module):
@@ -62,12 +59,11 @@ class Joint(eqx.Module):
         """`log_prob` of one unit: locals (d,), arrays without the unit axis; discrete locals summed out."""
         if not self.structure.summed:
             return self.complete_log_prob({}, local, shared, unit)
-        log_probs, outside = self._at_all_assignments(local, shared, unit)
-        return Terms(eliminate(self.structure, levels_of(self.structure), log_probs, unit.lengths)[0], outside)
+        return summed_log_prob(self.structure, self._evaluate(local, shared, unit), unit.lengths)
 
     def complete_log_prob(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Terms:
         """`unit_log_prob` together with `values` of all discrete locals, in the model's layout."""
-        log_probs = self._site_log_probs(values, local, shared, unit)
+        log_probs = self._evaluate(local, shared, unit)(values)
         in_unit, outside = jnp.zeros(()), jnp.zeros(())
         for site in self.structure.of(*DENSE):
             total = jnp.sum(log_probs[site.name])
@@ -81,15 +77,7 @@ class Joint(eqx.Module):
         """A draw of one unit's discrete locals from their exact conditional given all else, in the model's layout."""
         if not self.structure.summed:
             return {}
-        levels = levels_of(self.structure)
-        log_probs, _ = self._at_all_assignments(local, shared, unit)
-        numbers = draw(key, levels, eliminate(self.structure, levels, log_probs, unit.lengths)[1])
-        chosen = {}
-        for level, number in zip(levels, numbers, strict=True):
-            for name, values in level.table().items():
-                ndim = log_probs[name].ndim - len(levels)
-                chosen[name] = jnp.asarray(values)[jnp.reshape(number, number.shape[number.ndim - ndim :])]
-        return chosen
+        return draw_choices(key, self.structure, self._evaluate(local, shared, unit), unit.lengths)
 
     def log_choice(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Array:
         """Log probability in nats of `values` of the discrete locals given all else; they must be possible."""
@@ -98,28 +86,25 @@ class Joint(eqx.Module):
         complete = self.complete_log_prob(values, local, shared, unit)
         return complete.unit - self.unit_log_prob(local, shared, unit).unit
 
-    def _at_all_assignments(self, local: Array, shared: Array, unit: Batch) -> tuple[dict[str, Array], Array]:
-        """Log densities of every site of the unit, with one axis for each level in front, and the shared ones' sum."""
-        levels = levels_of(self.structure)
+    def _evaluate(self, local: Array, shared: Array, unit: Batch) -> Evaluate:
+        """Log density of every site in its batch shape, as a function of the values of the discrete ones."""
 
-        def given(*values: Choices) -> dict[str, Array]:
-            chosen = {name: value for level in values for name, value in level.items()}
-            return self._site_log_probs(chosen, local, shared, unit)
+        def evaluate(values: Choices) -> dict[str, Array]:
+            records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
+            masks = self._masks(records, unit, without=self.structure.labels)
+            found = {s.name: site_log_prob(records[s.name], masks.get(s.name)) for s in self.structure.of(*DENSE)}
+            for argument, site in self.structure.labels.items():
+                right = jnp.all(self._agrees(argument, values[site.name], unit), axis=tuple(range(-site.event_dim, 0)))
+                found[site.name] = jnp.where(right, found[site.name], -jnp.inf)
+            return found
 
-        over: Callable = given
-        for number in reversed(range(len(levels))):
-            over = _along(over, number, levels)
-        log_probs = over(*(jax.tree.map(jnp.asarray, level.table()) for level in levels))
-        outside = jnp.zeros(())
-        for site in self.structure.of(*DENSE):
-            if not site.per_unit:
-                outside = outside + jnp.sum(log_probs.pop(site.name)[(0,) * len(levels)])
-        return log_probs, outside
+        return evaluate
 
-    def _site_log_probs(self, values: Choices, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-        records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
-        masks = self._masks(records, unit)
-        return {s.name: site_log_prob(records[s.name], masks.get(s.name)) for s in self.structure.of(*DENSE)}
+    def _agrees(self, argument: str, value: Array, unit: Batch) -> Array:
+        """Whether values of an observed argument are those that were seen, where they were."""
+        axis = self.structure.argument(argument).axis
+        same = jnp.expand_dims(unit.arrays[argument], axis) == value
+        return same | ~jnp.expand_dims(unit.masks[argument], axis) if argument in unit.masks else same
 
     def constrain(self, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None) -> dict[str, Array]:
         """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped.
@@ -127,7 +112,7 @@ class Joint(eqx.Module):
         **Arguments**: `chosen` what `choose` drew for the discrete sites, if there are any.
         """
         records = self._run(local, shared, unit, key=jax.random.key(0), values=chosen or {})
-        sites = [*self.structure.of("local", "global", "discrete", "deterministic")]
+        sites = [*self.structure.of("local", "global", "discrete", "deterministic"), *self.structure.labels.values()]
         return {site.name: site.keep(records[site.name].value) for site in sites}
 
     def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
@@ -139,9 +124,8 @@ class Joint(eqx.Module):
         sites = self.structure.of("local", "global")
         given = {s.name: s.unkeep(jnp.asarray(values[s.name])) for s in sites}
         chosen, possible = self.chosen(values, unit)
-        records = run(
-            self.model, self._arguments(unit), key=jax.random.key(0), given=given | chosen, params=self.params
-        )
+        arguments, latents = self._placed(unit, chosen)
+        records = run(self.model, arguments, key=jax.random.key(0), given=given | latents, params=self.params)
         for site in sites:
             record = records[site.name]
             inside[site.name] = jnp.all(record.fn.support(record.value))
@@ -156,19 +140,8 @@ class Joint(eqx.Module):
         return local, shared, jacobian
 
     def chosen(self, values: dict[str, Array], unit: Batch) -> tuple[Choices, Array]:
-        """The discrete sites among constrained `values` (unit axis dropped) in the model's layout, and if possible.
-
-        Those that are not, and padding, are replaced by one that is.
-        """
-        found, possible = {}, jnp.ones((), bool)
-        for site in self.structure.summed:
-            value, choices = site.unkeep(jnp.asarray(values[site.name])), jnp.asarray(site.choices)
-            known = jnp.any(value[..., None] == choices, axis=-1)
-            found[site.name] = jnp.where(known, value, choices[0]).astype(choices.dtype)
-            known = jnp.all(known, axis=tuple(range(-site.event_dim, 0)))
-            own = own_elements(self.structure, site.plates, known.shape, unit.lengths)
-            possible = possible & jnp.all(known if own is None else known | ~own)
-        return found, possible
+        """The discrete sites among constrained `values` in the model's layout, and whether they are possible."""
+        return given_choices(self.structure, values, unit.lengths)
 
     def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
         """One draw of unconstrained (locals, globals) from the prior; observed sites need no sampler."""
@@ -248,32 +221,39 @@ class Joint(eqx.Module):
     def _arguments(self, unit: Batch) -> dict[str, Array]:
         return unit_to_model(unit.arrays, {a.name: a.axis for a in self.structure.arguments})
 
+    def _placed(self, unit: Batch, values: Choices) -> tuple[dict[str, Array], Choices]:
+        """Arguments with the values of labels where these are missing, and the values of latents."""
+        arguments, latents = self._arguments(unit), dict(values)
+        for argument, site in self.structure.labels.items():
+            if site.name in latents and argument in unit.masks:
+                own, value = arguments[argument], latents.pop(site.name)
+                seen = jnp.expand_dims(unit.masks[argument], self.structure.argument(argument).axis)
+                arguments[argument] = jnp.where(seen, own, value.astype(own.dtype))
+            latents.pop(site.name, None)
+        return arguments, latents
+
     def _run(
         self, local: Array, shared: Array, unit: Batch, *, key: Array, values: Choices, simulate: bool = False
     ) -> dict[str, Record]:
         free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
+        arguments, latents = self._placed(unit, values)
         with reading(self.model):
             return run(
                 self.model,
-                self._arguments(unit),
+                arguments,
                 key=key,
                 unconstrained=free,
-                given=values,
+                given=values if simulate else latents,
                 params=self.params,
                 simulate=simulate,
             )
 
-    def _masks(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+    def _masks(self, records: dict[str, Record], unit: Batch, without: Collection[str] = ()) -> dict[str, Array]:
+        """Masks of one run's sites; arguments in `without` have a value everywhere."""
         axes = {a.name: a.axis for a in self.structure.arguments}
-        data = Batch(self._arguments(unit), unit_to_model(unit.masks, axes), unit.lengths)
+        masks = {name: mask for name, mask in unit.masks.items() if name not in without}
+        data = Batch(self._arguments(unit), unit_to_model(masks, axes), unit.lengths)
         return site_masks(self.model, self.structure, records, data, self.params)
-
-
-def _along(function: Callable, number: int, levels: tuple[Level, ...]) -> Callable:
-    """`function` of one dict of values per level, with an axis in front for all assignments of level `number`."""
-    if not levels[number].sites:
-        return lambda *values: jax.tree.map(lambda x: x[None], function(*values))
-    return jax.vmap(function, in_axes=[0 if i == number else None for i in range(len(levels))])
 
 
 def _without_unit(facts: Array, site: Site) -> Array:

@@ -5,7 +5,7 @@ element, which never needs the product over elements: given the levels outside i
 
     p(d) = Σ_a p(a) Π_j Σ_b p(b, d_j | a)        (a of the unit, b of element j).
 
-So all that depends on a site must stand in all of its plates, which `refuse_shared_elements` checks.
+So all that depends on a site must stand in all of its plates, which `refuse_sums` checks.
 """
 
 from __future__ import annotations
@@ -67,13 +67,20 @@ def levels_of(structure: Structure) -> tuple[Level, ...]:
     )
 
 
-def refuse_shared_elements(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
-    """Whatever depends on a discrete site must be in all of its plates, and no site in two that are apart.
+def refuse_sums(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
+    """Raises `ModelError` for discrete sites that can't be summed element by element, or have too many assignments.
 
     **Arguments**: `follows` names, for every site, the latents and arguments on which its distribution depends.
     """
+    _refuse_shared_elements(structure, follows)
+    _refuse_crossed(structure)
+    _refuse_too_many(structure)
+
+
+def _refuse_shared_elements(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
+    """Whatever depends on a discrete site must be in all of its plates."""
     for cause in structure.summed:
-        source = cause.name if cause.role == "discrete" else cause.argument
+        source = cause.argument or cause.name
         for site in structure.of("local", "discrete", "observed", "factor"):
             if site.name == cause.name or source not in follows.get(site.name, frozenset()):
                 continue
@@ -84,6 +91,10 @@ def refuse_shared_elements(structure: Structure, follows: Mapping[str, frozenset
                     f"'{site.name}' inside it, or make '{cause.name}' one event of the unit (.to_event), whose "
                     f"assignments are summed together, {MOST_ASSIGNMENTS:,} at most"
                 )
+
+
+def _refuse_crossed(structure: Structure) -> None:
+    """The plates of a site that have discrete sites of their own must be nested."""
     levels = {site.plates for site in structure.summed}
     for site in structure.of("local", "discrete", "observed", "factor"):
         within = sorted((p for p in levels if p <= site.plates), key=len)
@@ -96,7 +107,7 @@ def refuse_shared_elements(structure: Structure, follows: Mapping[str, frozenset
             )
 
 
-def refuse_too_many(structure: Structure) -> None:
+def _refuse_too_many(structure: Structure) -> None:
     """The product of all supports is bounded: it multiplies the work of every evaluation."""
     levels = levels_of(structure)
     total = math.prod(level.size for level in levels)

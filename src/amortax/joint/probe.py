@@ -45,7 +45,7 @@ def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, ke
         refuse_tied_elements(plate, structure, free, lambda values: density(units, values), _close)
     for other in _refilled(units):
         _compare_hidden(together, density(other, free), structure)
-    axes = {s.name: s.unit_axis for s in structure.of("local", "discrete")}
+    axes = {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
     for index in range(num_units):
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
         own = {n: np.take(x, [index], axis=axes[n]) if n in axes else x for n, x in free.items()}
@@ -134,8 +134,11 @@ def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Ar
     @jax.jit
     def program(units: Batch, free: dict[str, Any]) -> dict[str, Any]:
         data = Batch(to_model(units.arrays, axes), to_model(units.masks, axes), units.lengths)
+        for argument, site in structure.labels.items():  # here a latent like any other
+            data.arrays[argument] = jnp.broadcast_to(free[site.name], data.arrays[argument].shape)
+            data.masks.pop(argument)
         given = {s.name: free[s.name] for s in structure.of("discrete")}
-        numbers = {name: x for name, x in free.items() if name not in given}
+        numbers = {s.name: free[s.name] for s in structure.of("local", "global")}
         records = run(model, data.arrays, key=key, unconstrained=numbers, given=given, params=params)
         masks = site_masks(model, structure, records, data, params)
         densities = structure.of(*DENSE)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from .._errors import ModelError
 from .._types import Batch
-from .arguments import argument_of, ragged_groups
+from .arguments import argument_of, label_sites, ragged_groups
 from .choices import choices_of, refuse_unlisted
 from .depends import Dependencies, dependencies
 from .layout import check_arguments, shapes
-from .levels import refuse_shared_elements, refuse_too_many
+from .levels import refuse_sums
 from .observe import Seen, name_of, observe
 from .refuse import (
     refuse_forgotten,
@@ -56,7 +56,9 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     inside = frozenset(n for n, s in one.items() if n in unit_axes or (s.kind == "sample" and _is_in(s, plate)))
     links = dependencies(model, specs, one, inside, plate)
     refuse_unobserved(one, list(data.arrays), plate)
-    arguments = tuple(argument_of(name, data, axes, one, links, inner, plate) for name in names)
+    choices |= choices_of(model, specs, label_sites(data, one, links, plate))
+    summed = {s.argument for s in one.values() if choices.get(s.name)}
+    arguments = tuple(argument_of(n, data, axes, one, links, inner, plate, summed=n in summed) for n in names)
     refuse_ragged_events(arguments, plate)
     frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
     structure = Structure(
@@ -72,8 +74,7 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
         cannot_simulate=_cannot_simulate(one, links, arguments),
     )
-    refuse_shared_elements(structure, links.follows)
-    refuse_too_many(structure)
+    refuse_sums(structure, links.follows)
     return structure
 
 

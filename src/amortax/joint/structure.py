@@ -129,6 +129,11 @@ class Structure:
         return tuple(site for site in self.sites if site.role in roles)
 
     @property
+    def labels(self) -> dict[str, Site]:
+        """Arguments whose missing values are summed over, and the discrete site that observes each."""
+        return {site.argument: site for site in self.summed if site.argument is not None}
+
+    @property
     def summed(self) -> tuple[Site, ...]:
         """Sites over whose values densities are summed: discrete latents, and observed sites where they are missing."""
         return tuple(site for site in self.sites if site.choices)
