@@ -20,6 +20,7 @@ from .chunks import Chunk, bucketed_lengths, chunks, draws_per_call
 from .data import Units
 from .guide import Guide
 from .joint.joint import Joint
+from .joint.summed import given_choices
 
 Arrays = dict[str, np.ndarray]
 
@@ -96,8 +97,9 @@ def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array]
 
     def one(context: Context, unit: Batch, values: dict[str, Array]) -> tuple[Array, Array]:
         free, shared, jacobian = joint.unconstrain(values, unit)
+        chosen, _ = given_choices(joint.structure, values, unit.lengths)
         local_log_q = guide.local_log_prob(free, context, shared, unit, joint)
-        local_log_q = local_log_q + joint.log_choice(joint.chosen(values, unit)[0], free, shared, unit)
+        local_log_q = local_log_q + joint.log_choice(chosen, free, shared, unit)
         log_q = Terms(local_log_q, guide.shared_log_prob(shared))
         terms = log_q - jacobian
         return terms.unit, terms.shared

@@ -13,7 +13,8 @@ import jax
 from ._recipe import Recipe
 from ._types import PyTree
 from .joint.levels import levels_of
-from .joint.structure import Structure
+
+SUMMED = "summed exactly"
 
 
 def _count(tree: PyTree) -> int:
@@ -37,13 +38,12 @@ def describe(plan: Any) -> str:
         how = _show(plan.family) + (f" placed by {_show(plan.head)}" if plan.head is not None else "")
         size = str(structure.size("local"))
         table.add_row(f"per {structure.plate}", names["local"], size, _show(plan.encoder), how, f"{_count(network):,}")
-    for row in _summed(structure):
+    for row in _discrete(plan, _count(skeleton.classifier)):
         table.add_row(*row)
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=False)
     sees = ", ".join(
-        a.name + (f" (set along {a.plate})" if any(f.name == a.name and f.plate for f in plan.inputs.features) else "")
-        for a in structure.arguments
+        feature.name + (f" (set along {feature.plate})" if feature.plate else "") for feature in plan.inputs.features
     )
     console.print(
         f"model {structure.model}, amortized over plate '{structure.plate}'; observes {names['observed']}",
@@ -61,13 +61,15 @@ def describe(plan: Any) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def _summed(structure: Structure) -> Iterator[tuple[str, ...]]:
-    """A row for each level of discrete sites."""
-    for level in levels_of(structure):
+def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:
+    """A row for each level of discrete sites; `count` parameters are in q of the unit's own."""
+    for level in levels_of(plan.structure):
         if level.sites:
-            where = " and ".join([f"per {structure.plate}", *sorted(level.plates)])
-            sites = ", ".join(site.name for site in level.sites)
-            yield where, sites, f"{level.size} values", "-", "summed exactly", "0"
+            where = " and ".join([f"per {plan.structure.plate}", *sorted(level.plates)])
+            sites, size = ", ".join(site.name for site in level.sites), f"{level.size} values"
+            learned = plan.classifier is not None and not level.plates
+            shown = (_show(plan.encoder), _show(plan.classifier), f"{count:,}") if learned else ("-", SUMMED, "0")
+            yield where, sites, size, *shown
 
 
 def _show(recipe: Recipe | None) -> str:

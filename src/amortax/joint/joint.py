@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._types import Batch, PyTree, Terms
+from . import summed
 from .layout import unit_to_model
 from .masks import partly_missing, site_log_prob, site_masks
 from .observe import reading
 from .structure import DENSE, Site, Structure
-from .summed import Choices, Evaluate, draw_choices, given_choices, summed_log_prob
+from .summed import Choices, Evaluate
 from .trace import Record, run
 
 
@@ -35,11 +36,16 @@ class Joint(eqx.Module):
     model: Callable = eqx.field(static=True)
     structure: Structure = eqx.field(static=True)
     params: PyTree
+    choice: Array | None = None  # the assignment of the learned discrete sites at which it stands, if at one
 
     @property
     def local_size(self) -> int:
-        """Dimension of one unit's unconstrained locals."""
-        return self.structure.size("local")
+        """Length of one unit's locals: unconstrained numbers, then the number of the assignment where q has one."""
+        return self.structure.size("local") + bool(self.structure.learned)
+
+    def at(self, choice: Array) -> Joint:
+        """The same with the learned discrete sites at an assignment: locals are then numbers alone."""
+        return Joint(self.model, self.structure, self.params, choice)
 
     @property
     def shared_size(self) -> int:
@@ -59,7 +65,8 @@ class Joint(eqx.Module):
         """`log_prob` of one unit: locals (d,), arrays without the unit axis; discrete locals summed out."""
         if not self.structure.summed:
             return self.complete_log_prob({}, local, shared, unit)
-        return summed_log_prob(self.structure, self._evaluate(local, shared, unit), unit.lengths)
+        known = self._known(local)
+        return summed.summed_log_prob(self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
 
     def complete_log_prob(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Terms:
         """`unit_log_prob` together with `values` of all discrete locals, in the model's layout."""
@@ -77,19 +84,31 @@ class Joint(eqx.Module):
         """A draw of one unit's discrete locals from their exact conditional given all else, in the model's layout."""
         if not self.structure.summed:
             return {}
-        return draw_choices(key, self.structure, self._evaluate(local, shared, unit), unit.lengths)
+        known = self._known(local)
+        return summed.draw_choices(key, self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
 
     def log_choice(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Array:
-        """Log probability in nats of `values` of the discrete locals given all else; they must be possible."""
+        """Log probability in nats of `values` of the discrete locals given all else; they must be possible.
+
+        Those of learned ones are among the locals: given these they are certain.
+        """
         if not self.structure.summed:
             return jnp.zeros(())
         complete = self.complete_log_prob(values, local, shared, unit)
         return complete.unit - self.unit_log_prob(local, shared, unit).unit
 
+    def _known(self, local: Array) -> Choices:
+        """Values of the learned discrete sites, which stand with the locals."""
+        if not self.structure.learned:
+            return {}
+        number = local[-1].astype(jnp.int32) if self.choice is None else self.choice
+        return summed.choice_values(self.structure, number)
+
     def _evaluate(self, local: Array, shared: Array, unit: Batch) -> Evaluate:
         """Log density of every site in its batch shape, as a function of the values of the discrete ones."""
 
         def evaluate(values: Choices) -> dict[str, Array]:
+            values = self._known(local) | values
             records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
             masks = self._masks(records, unit, without=self.structure.labels)
             found = {s.name: site_log_prob(records[s.name], masks.get(s.name)) for s in self.structure.of(*DENSE)}
@@ -123,14 +142,14 @@ class Joint(eqx.Module):
         free, inside = {}, {}
         sites = self.structure.of("local", "global")
         given = {s.name: s.unkeep(jnp.asarray(values[s.name])) for s in sites}
-        chosen, possible = self.chosen(values, unit)
+        chosen, possible = summed.given_choices(self.structure, values, unit.lengths)
         arguments, latents = self._placed(unit, chosen)
         records = run(self.model, arguments, key=jax.random.key(0), given=given | latents, params=self.params)
         for site in sites:
             record = records[site.name]
             inside[site.name] = jnp.all(record.fn.support(record.value))
             free[site.name] = jnp.where(inside[site.name], record.to_free(), 0.0)
-        local, shared = self.structure.pack("local", free), self.structure.pack("global", free)
+        local, shared = self._with_number(free, chosen), self.structure.pack("global", free)
         placed = self._run(local, shared, unit, key=jax.random.key(0), values=chosen)
         jacobian = Terms(jnp.where(possible, 0.0, jnp.inf), jnp.zeros(()))
         for site in sites:
@@ -139,15 +158,15 @@ class Joint(eqx.Module):
             jacobian = jacobian + step
         return local, shared, jacobian
 
-    def chosen(self, values: dict[str, Array], unit: Batch) -> tuple[Choices, Array]:
-        """The discrete sites among constrained `values` in the model's layout, and whether they are possible."""
-        return given_choices(self.structure, values, unit.lengths)
-
     def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
-        """One draw of unconstrained (locals, globals) from the prior; observed sites need no sampler."""
+        """One draw of unconstrained (numbers of the unit, globals) from the prior; observed sites need no sampler.
+
+        Learned discrete sites have the values of `choice`, if it stands at one: labels where they are missing.
+        """
+        arguments, given = self._placed(unit, {} if self.choice is None else self._known(jnp.zeros(0)))
         with reading(self.model):
             records = run(
-                self.model, self._arguments(unit), key=key, params=self.params, simulate=True, keep_observed=True
+                self.model, arguments, key=key, given=given, params=self.params, simulate=True, keep_observed=True
             )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local", "global")}
         return self.structure.pack("local", free), self.structure.pack("global", free)
@@ -171,7 +190,8 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        return self.structure.pack("local", free), self._responses(records, unit)
+        chosen = {s.name: records[s.name].value for s in self.structure.learned}
+        return self._with_number(free, chosen), self._responses(records, unit)
 
     def predict(
         self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
@@ -210,6 +230,13 @@ class Joint(eqx.Module):
         records = run(self.model, self._arguments(unit), key=jax.random.key(0), params=self.params)
         return records, self._masks(records, unit)
 
+    def _with_number(self, free: dict[str, Array], chosen: Choices) -> Array:
+        """One unit's locals from their parts."""
+        numbers = self.structure.pack("local", free)
+        if not self.structure.learned:
+            return numbers
+        return jnp.append(numbers, summed.choice_number(self.structure, chosen).astype(numbers.dtype))
+
     def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
         drawn = {}
         for site in self.structure.of("observed"):
@@ -233,8 +260,16 @@ class Joint(eqx.Module):
         return arguments, latents
 
     def _run(
-        self, local: Array, shared: Array, unit: Batch, *, key: Array, values: Choices, simulate: bool = False
+        self,
+        local: Array,
+        shared: Array,
+        unit: Batch,
+        *,
+        key: Array,
+        values: Choices | None = None,
+        simulate: bool = False,
     ) -> dict[str, Record]:
+        values = self._known(local) | (values or {})
         free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
         arguments, latents = self._placed(unit, values)
         with reading(self.model):

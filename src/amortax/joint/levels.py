@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -36,6 +36,14 @@ class Level:
         """Assignments of its sites, for one element."""
         return math.prod(site.num_assignments for site in self.sites)
 
+    def codes(self) -> np.ndarray:
+        """Every assignment (assignments, width) as zeros and ones: one for the value of each site and event element."""
+        table, parts = self.table(), [np.zeros((self.size, 0))]
+        for site in self.sites:
+            same = table[site.name].reshape(self.size, -1, 1) == np.asarray(site.choices)
+            parts.append(same.reshape(self.size, -1))
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
     def table(self) -> dict[str, np.ndarray]:
         """Every site's value (assignments, *event) in each assignment."""
         counts = [len(site.choices) for site in self.sites for _ in range(math.prod(site.event_shape))]
@@ -48,8 +56,11 @@ class Level:
         return found
 
 
-def levels_of(structure: Structure) -> tuple[Level, ...]:
-    """All levels, every one after its ancestors; the first is the unit's own, with or without discrete sites."""
+def levels_of(structure: Structure, known: Collection[Site] = ()) -> tuple[Level, ...]:
+    """All levels, every one after its ancestors; the first is the unit's own, with or without discrete sites.
+
+    **Arguments**: `known` sites that have a value and are not summed.
+    """
     plates = {frozenset(), *(site.plates for site in structure.summed)}
     ordered = sorted(plates, key=lambda p: (len(p), sorted(p)))
     members: dict[frozenset[str], list[Site]] = {p: [] for p in ordered}
@@ -59,7 +70,7 @@ def levels_of(structure: Structure) -> tuple[Level, ...]:
     return tuple(
         Level(
             p,
-            tuple(s for s in structure.summed if s.plates == p),
+            tuple(s for s in structure.summed if s.plates == p and s not in known),
             tuple(members[p]),
             tuple(i for i, other in enumerate(ordered) if other < p),
         )

@@ -123,10 +123,16 @@ class Structure:
     plates: tuple[InnerPlate, ...]
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
+    classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
 
     def of(self, *roles: Role) -> tuple[Site, ...]:
         """Sites with one of the roles, in the model's order."""
         return tuple(site for site in self.sites if site.role in roles)
+
+    @property
+    def learned(self) -> tuple[Site, ...]:
+        """Discrete sites of which the guide has a q: those of the unit itself, where it has numbers too."""
+        return tuple(site for site in self.summed if not site.plates) if self.classified else ()
 
     @property
     def labels(self) -> dict[str, Site]:
