@@ -156,12 +156,13 @@ def by_hand(guide, batch, noise, y, missing, alpha):
     return bound, bound + alpha * sum(told) / len(y)
 
 
-def test_the_bound_is_that_of_m2_and_so_is_its_gradient():
+def test_the_bound_is_that_of_m2_and_so_is_its_gradient(monkeypatch):
     data, y, missing = some_labels()
     guide, joint, batch = built(data)
     key, minibatch = jax.random.key(5), Minibatch((batch,), jnp.asarray(12.0), jnp.zeros((), jnp.int32))
     objective = am.ELBO(path_derivative=False, classifier_weight=0.7)
-    noise = guide.local_noise(jax.random.split(jax.random.split(jax.random.split(key)[1], 1)[0], 1)[0], 12)
+    noise = guide.local_noise(jax.random.key(6), 12)
+    monkeypatch.setattr(type(guide), "local_noise", lambda *_: noise)
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad(has_aux=True)
