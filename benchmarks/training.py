@@ -2,7 +2,7 @@
 
 Both sides train in one process, in turns, on the same data, batch, cores, optimizer, decoder and estimator (path
 derivative with its share, see `objectives/estimators.py`): blocks of steps in one compiled loop, data on the device,
-state donated, indices shuffled on the host. What only amortax does is inside its time: roll-back of steps that are not
+indices shuffled on the host; the networks have the same inputs and weights. What only amortax does is inside its time: roll-back of steps that are not
 finite, and the average of the parameters. Printed: median units per second of each side over the turns, and the ratio
 (ours / by hand).
 
@@ -158,7 +158,7 @@ def hand_groups(data):
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
         "layers": [linear(keys[0], 20, 64), linear(keys[1], 64, 64)],
-        "heads": [linear(keys[2], 64 + 20 + 7, 64), linear(keys[3], 64, 6)],
+        "heads": [linear(keys[2], 64 + 20 + 14, 64), linear(keys[3], 64, 6)],
         "shared": jnp.concatenate([jnp.zeros(7), jnp.full(7, -1.2)]),
     }
 
@@ -175,12 +175,13 @@ def hand_groups(data):
         plain = hidden = jnp.concatenate([(rows[n] - c) / s for n, (c, s) in inputs.items()], axis=1)
         for layer in params["layers"]:
             hidden = jax.nn.silu(apply(layer, hidden))
-        told = jnp.concatenate([hidden, plain, jnp.broadcast_to(shared, (len(plain), 7))], axis=1)
+        own_scale = (shared - stop(shared_mean)) * jnp.exp(-stop(shared_log))
+        shared_told = jnp.broadcast_to(jnp.concatenate([shared, own_scale]), (len(plain), 14))
+        told = jnp.concatenate([hidden, plain, shared_told], axis=1)
         m, log_s = jnp.split(apply(params["heads"][1], jax.nn.silu(apply(params["heads"][0], told))), 2, axis=1)
         noise_z = jax.random.normal(local_key, m.shape)
         z = m + jnp.exp(log_s) * noise_z
-        hidden_still, shared_told = stop(hidden), jnp.broadcast_to(shared, (len(plain), 7))
-        told_still = jnp.concatenate([hidden_still, plain, shared_told], axis=1)
+        told_still = jnp.concatenate([stop(hidden), plain, shared_told], axis=1)
         still = stop(params["heads"])
         m_, log_s_ = jnp.split(apply(still[1], jax.nn.silu(apply(still[0], told_still))), 2, axis=1)
         plain_q = normal_log_prob(noise_z, 0.0, 1.0).sum(1) - log_s.sum(1)
@@ -235,7 +236,7 @@ class Ours:
         params, rest = split_trainable(joint, guide)
         optimizer = adam()
         resident = (jax.tree.map(jnp.asarray, found),)
-        self.setting = Setting(rest, am.ELBO(), optimizer, resident, jnp.asarray(float(len(units))), safe_updates=True)
+        self.setting = Setting(rest, am.ELBO(), optimizer, resident, jnp.asarray(float(len(units))))
         params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
         self.state = State(params, optimizer.init(params), jax.random.key(1), jnp.zeros((), jnp.int32))
         self.indices = shuffled(len(units), batch)

@@ -167,7 +167,8 @@ def test_the_share_of_the_path_derivative_is_the_squared_ratio_of_the_spreads(at
     def share(other):
         noise = jnp.where(other[:, None], *(guide.local_noise(jax.random.key(k), 64) for k in (8, 7)))
         local, _ = guide.place_locals(noise, 0, contexts, shared, batch, joint)
-        return path_share(guide, joint, batch, contexts, local, shared)
+        slope = jax.grad(lambda u: guide.locals_log_prob(u, contexts, shared, batch, joint).sum())(local)
+        return path_share(joint, batch, local, shared, slope)
 
     turn = (jnp.arange(64) // spacing) % 2
     first, second = jax.jit(share)(jnp.zeros(64, bool)), jax.jit(share)(turn == 0)

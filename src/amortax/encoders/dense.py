@@ -6,6 +6,7 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._errors import GuideError
@@ -47,11 +48,12 @@ class Dense(AbstractEncoder):
         size = inputs.width(None)
         self.layers = tuple(Linear((size if i == 0 else width,), width, key=keys[i + 1]) for i in range(depth))
         self.keeps_input = size <= width or depth == 0
-        self.context_sizes = ((width,) if depth else ()) + ((size,) if self.keeps_input else ())
+        self.context_sizes = ((width if depth else 0) + (size if self.keeps_input else 0),)
 
     def __call__(self, unit: Batch) -> tuple[Array, ...]:
         """The context of one unit."""
         plain = hidden = self.features.plain(unit)
         for layer in self.layers:
             hidden = jax.nn.silu(layer(hidden))
-        return ((hidden,) if self.layers else ()) + ((plain,) if self.keeps_input else ())
+        parts = ((hidden,) if self.layers else ()) + ((plain,) if self.keeps_input else ())
+        return (jnp.concatenate(parts),)

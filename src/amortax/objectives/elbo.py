@@ -20,7 +20,7 @@ from ..families.base import Component
 from ..guide import Guide
 from ..joint.joint import Joint
 from .base import AbstractObjective, Loss, Minibatch
-from .estimators import local_draws, mean_over, over_components, shared_draw, shared_noises
+from .estimators import local_draws, mean_over, over_components, shared_draw, shared_noises, split_key
 from .labels import label_log_prob
 
 
@@ -55,9 +55,7 @@ class ELBO(AbstractObjective):
                 shared, log_shared = shared_draw(noise, component, guide, path_derivative=self.path_derivative)
                 draws = [
                     local_draws(k, guide, joint, batch, context, shared, path_derivative=self.path_derivative)
-                    for k, batch, context in zip(
-                        jax.random.split(key, len(contexts)), minibatch.groups, contexts, strict=True
-                    )
+                    for k, batch, context in zip(split_key(key, len(contexts)), minibatch.groups, contexts, strict=True)
                 ]
                 unit = jnp.concatenate([d.elbo for d in draws])
                 return Terms(unit, draws[0].log_prior - log_shared).total(minibatch.scale) / minibatch.num_units
@@ -65,7 +63,7 @@ class ELBO(AbstractObjective):
             return over_components(guide.shared_log_shares(), given)
 
         noises = shared_noises(shared_key, guide, self.num_particles)
-        elbo = mean_over(particle, noises, jax.random.split(local_key, self.num_particles))
+        elbo = mean_over(particle, noises, split_key(local_key, self.num_particles))
         loss = Loss(-elbo, jax.lax.stop_gradient(elbo))
         if not self.classifier_weight:
             return loss

@@ -68,6 +68,11 @@ def mean_over(value: Callable[..., Array], *particles: Array) -> Array:
     return jnp.mean(jax.vmap(value)(*particles))
 
 
+def split_key(key: Array, count: int) -> Array:
+    """`count` keys; a single one is `key` itself: to split it would cost as much as a layer of a small model."""
+    return key[None] if count == 1 else jax.random.split(key, count)
+
+
 def over_components(log_shares: Float[Array, " components"], value: Callable[[Component], Array]) -> Array:
     """The mean of `value` over components with these shares; a single one is not worth an axis."""
     count = log_shares.shape[0]
@@ -96,8 +101,11 @@ def local_draws(
         log_p, seen, share = joint.log_prob(local, shared, batch), log_q, jnp.zeros(())
         if path:
             still_guide, still_joint, still_context = stopped((guide, joint, context))
-            seen = still_guide.locals_log_prob(local, still_context, shared, batch, still_joint)
-            share = path_share(*stopped((guide, joint, batch, context, local, shared)))
+            seen, pull = jax.vjp(
+                lambda u: still_guide.locals_log_prob(u, still_context, shared, batch, still_joint), local
+            )
+            slope = jax.lax.stop_gradient(pull(jnp.ones_like(seen))[0])
+            share = path_share(still_joint, batch, stopped(local), stopped(shared), slope)
         return log_p.unit, log_q, seen, share, log_p.shared
 
     if guide.local_components == 1:
@@ -114,12 +122,11 @@ def local_draws(
 
 
 def path_share(
-    guide: Guide,
     joint: Joint,
     batch: Batch,
-    context: Context,
     local: Float[Array, "units d"],
     shared: Float[Array, " g"],
+    slope: Float[Array, "units d"],
 ) -> Float[Array, " units"]:
     """Share of the path derivative in the gradient of every unit's log q, 0 to 1; no gradient passes through it.
 
@@ -134,8 +141,7 @@ def path_share(
     if size < 2:
         return jnp.ones(size)
     spacing = -(-size // SHARE_UNITS)
-    context, batch, local = jax.tree.map(lambda x: x[::spacing], (context, batch, local))
-    slope = jax.grad(lambda u: jnp.sum(guide.locals_log_prob(u, context, shared, batch, joint)))(local)
+    slope, batch, local = jax.tree.map(lambda x: x[::spacing], (slope, batch, local))
     along = jax.jvp(lambda u: joint.log_prob(u, shared, batch).unit, (local,), (slope,))[1]
     square = jnp.sum(slope**2, axis=1)
     second = jnp.arange(local.shape[0]) % 2 == 1

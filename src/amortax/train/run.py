@@ -138,12 +138,10 @@ def train(
     params, rest = split_trainable(*pair)
     groups = (by_length(data.units) if batch == size else (data.units,)) if resident else None
     resident_groups = jax.tree.map(jnp.asarray, groups)
-    setting = Setting(
-        rest, objective, transformation, resident_groups, jnp.asarray(float(size)), safe_updates=optimizer is None
-    )
+    setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)))
     seed_key, key = jax.random.split(key)
     source = _sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
-    state = State(_copy(params), transformation.init(params), key, jnp.zeros((), jnp.int32))
+    state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()
     with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
@@ -173,7 +171,8 @@ def _blocks(
         state = eqx.tree_at(lambda s: s.optimizer, state, set_step_size(state.optimizer, schedule.factor(step)))
         settling = schedule.settling(step)
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
-        elbo, finite = np.asarray(result.elbo_per_unit)[:count], np.asarray(result.finite)[:count]
+        elbo = np.asarray(result.elbo_per_unit)[:count]
+        finite = np.isfinite(elbo)
         _count_skipped(setting, state, rows, finite, seen, data)
         step += count
         seen.note(step, elbo[finite])
@@ -182,9 +181,9 @@ def _blocks(
             seen.held_out.append(_judge(setting, state.params, data.held_out))
             judged = seen.held_out[-1] if _chooses(setting) else judged
         if np.isfinite(judged) and judged > seen.best_elbo:
-            seen.best, seen.best_elbo = _copy(state.params), judged
+            seen.best, seen.best_elbo = state.params, judged
         if schedule.setbacks < MOST_SETBACKS and diverges(seen.means[seen.since :], seen.errors[seen.since :]):
-            state = State(_copy(seen.best), setting.optimizer.init(seen.best), state.key, state.step)
+            state = State(seen.best, setting.optimizer.init(seen.best), state.key, state.step)
             schedule.set_back()
             seen.set_back()
         elif settling:
@@ -289,7 +288,3 @@ def _sources(data: Batch, batch: int, resident: bool, generator: np.random.Gener
 
 def _gather(data: Batch) -> Callable[[np.ndarray], Batch]:
     return lambda rows: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
-
-
-def _copy(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
