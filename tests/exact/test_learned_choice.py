@@ -236,6 +236,10 @@ def test_labels_leave_every_weight_and_gradient_finite():
     x = [rng.standard_normal(n).astype(np.float32) for n in (1, 4, 2, 3)]
     data = {"x": x, "y": np.ma.array([[0], [1], [0], [1]], mask=[[False], [False], [True], [True]])}
     plan = am.amortize(hierarchy, data, plate="unit", family=am.mixture(am.full(), 2))
+    lines = str(plan).splitlines()
+    assert any("y" in line and "2 values" in line and "categorical()" in line for line in lines)
+    assert any("far" in line and "per unit and element" in line and "summed exactly" in line for line in lines)
+    assert "the encoder sees x (set along element)" in lines
     joint, guide = Joint(plan.model, plan.structure, {}), plan.build(jax.random.key(1))
     batch = jax.tree.map(jnp.asarray, to_batch(conform(as_units(data, hierarchy, "unit"), joint)))
 
