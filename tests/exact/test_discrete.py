@@ -136,6 +136,7 @@ def test_classes_of_elements_are_drawn_beside_a_number_of_the_unit(class_posteri
     assert np.mean(evidences - report.units["elbo"]) < 0.02
 
 
+@pytest.mark.slow
 def test_the_density_of_classes_and_number_is_what_draws_have(class_posterior):
     y = some_classes(3, seed=2)
     draws = class_posterior.sample({"y": y}, num_samples=5, key=jax.random.key(1))
@@ -154,6 +155,7 @@ def test_the_density_of_classes_and_number_is_what_draws_have(class_posterior):
     assert np.all(class_posterior.log_prob(impossible, {"y": y}).unit[:, 0] == -np.inf)
 
 
+@pytest.mark.slow
 def test_predictions_keep_the_classes_of_the_units_own_elements(class_posterior):
     y = [np.full(3, -0.5, np.float32), np.full(2, 2.5, np.float32)]  # surely of class 0, surely of class 2
     same = class_posterior.predict({"y": y}, num_samples=2000, key=jax.random.key(1))["y"].values

@@ -137,8 +137,8 @@ def test_the_density_is_the_sum_over_every_assignment(model, data, sizes):
         np.testing.assert_allclose(terms.unit[index] + terms.shared[index], np.logaddexp.reduce(each), rtol=2e-6)
 
 
-@pytest.mark.parametrize(("model", "data", "sizes"), CASES, ids=IDS)
-def test_choices_have_their_exact_conditional_probabilities(model, data, sizes):
+@pytest.mark.parametrize(("model", "data"), [case[:2] for case in CASES[1:4]], ids=IDS[1:4])
+def test_choices_have_their_exact_conditional_probabilities(model, data):
     joint, batch = joint_of(model, data)
     local, shared = numbers_of(joint)
     arguments, unit = own(joint, batch, 2)
