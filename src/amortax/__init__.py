@@ -36,6 +36,7 @@ _HOME = {
     "low_rank": "families.normal",
     "student_t": "families.heavy",
     "mixture": "families.mixture",
+    "categorical": "families.discrete",
     "coupling": "families.coupling",
     "maf": "families.autoregressive",
     "iaf": "families.autoregressive",

@@ -7,6 +7,7 @@ sites with axes (sample, unit, ...).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from .chunks import Chunk, bucketed_lengths, chunks, draws_per_call
 from .data import Units
 from .guide import Guide
 from .joint.joint import Joint
+from .joint.summed import given_choices
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,10 +45,12 @@ def log_prob(joint: Joint, guide: Guide, data: Units, values: Arrays) -> Terms:
 
     **Arguments**: globals (sample, ...), per-unit sites (sample, N, ...). **Returns** `Terms`, both parts by sample.
     """
-    local = tuple(sorted(s.name for s in joint.structure.of("local")))
+    local = tuple(sorted(s.name for s in joint.structure.sites if s.per_unit and s.name in values))
     num_samples = next(iter(values.values())).shape[0]
     together = draws_per_call(data, joint.structure, num_samples)
     unit, shared = np.empty((num_samples, len(data))), np.empty(num_samples)
+    lengths = bucketed_lengths(data)
+    values = {name: _lengthened(x, name, joint, lengths) for name, x in values.items()}
     for chunk in chunks(data, joint.structure, num_samples):
         rows = np.asarray(chunk.index)
         for start in range(0, num_samples, together):
@@ -59,6 +63,16 @@ def log_prob(joint: Joint, guide: Guide, data: Units, values: Arrays) -> Terms:
             ]
             shared[start:stop] = np.asarray(terms.shared)[: stop - start]
     return Terms(jnp.asarray(unit), jnp.asarray(shared))
+
+
+def _lengthened(value: np.ndarray, name: str, joint: Joint, lengths: dict[str, int]) -> np.ndarray:
+    """Values (sample, unit, ...) of a discrete site with ragged axes cut or padded to the data's padded lengths."""
+    site = next(s for s in joint.structure.sites if s.name == name)
+    for plate in joint.structure.plates:
+        if plate.ragged and plate.name in site.dims and plate.argument in lengths:
+            axis, size = 2 + site.dims.index(plate.name), lengths[plate.argument]
+            value = np.take(value, np.minimum(np.arange(size), value.shape[axis] - 1), axis=axis)
+    return value
 
 
 def encode(joint: Joint, guide: Guide, data: Units) -> np.ndarray:
@@ -83,7 +97,10 @@ def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array]
 
     def one(context: Context, unit: Batch, values: dict[str, Array]) -> tuple[Array, Array]:
         free, shared, jacobian = joint.unconstrain(values, unit)
-        log_q = Terms(guide.local_log_prob(free, context, shared, unit, joint), guide.shared_log_prob(shared))
+        chosen, _ = given_choices(joint.structure, values, unit.lengths)
+        local_log_q = guide.local_log_prob(free, context, shared, unit, joint)
+        local_log_q = local_log_q + joint.log_choice(chosen, free, shared, unit)
+        log_q = Terms(local_log_q, guide.shared_log_prob(shared))
         terms = log_q - jacobian
         return terms.unit, terms.shared
 
@@ -110,12 +127,12 @@ def _collect(
     return globals_found, units_found
 
 
-def _aligned(at: Units, joint: Joint, data: Units, num_samples: int) -> Iterator[tuple[Chunk, Batch]]:
-    """Chunks of `data`, one at a time, each with the same units of `at`, all padded alike."""
+def _aligned(at: Units, joint: Joint, data: Units, num_samples: int) -> Iterator[tuple[Chunk, Batch | None]]:
+    """Chunks of `data`, one at a time, each with the same units of `at`, padded alike; None where `at` is `data`."""
     lengths = bucketed_lengths(at)
     for chunk in chunks(data, joint.structure, num_samples):
         if at is data:
-            yield chunk, chunk.batch
+            yield chunk, None
             continue
         inner = list(chunks(at.take(slice(chunk.start, chunk.stop)), joint.structure, 1, lengths))
         whole = jax.tree.map(lambda *x: jnp.concatenate(x), *[c.batch for c in inner])
@@ -138,17 +155,17 @@ def _draw(
     shared: Array,
     draws: Array,
     batch: Batch,
-    where: Batch,
+    where: Batch | None,
     index: Array,
     what: Callable,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """(per-unit values (sample, unit, ...), shared values (sample, ...))."""
     contexts = guide.encode(batch)
 
-    def one(shared: Array, draw: Array, index: Array, context: Context, unit: Batch, place: Batch) -> tuple[dict, dict]:
+    def one(shared: Array, draw: Array, index: Array, context: Context, unit: Batch, place: Any) -> tuple[dict, dict]:
         sample_key, next_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), draw))
         local, _ = guide.sample_local(sample_key, context, shared, unit, joint)
-        values = what(joint, next_key, local, shared, place)
+        values = what(joint, next_key, local, shared, unit, place)
         per_unit = {s.name: values[s.name] for s in joint.structure.sites if s.per_unit and s.name in values}
         return per_unit, {n: v for n, v in values.items() if n not in per_unit}
 
@@ -156,12 +173,21 @@ def _draw(
     return jax.vmap(over_units, in_axes=(0, 0, None, None, None, None))(shared, draws, index, contexts, batch, where)
 
 
-def _constrained(joint: Joint, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-    return joint.constrain(local, shared, unit)
+def _constrained(
+    joint: Joint, key: Array, local: Array, shared: Array, unit: Batch, place: Batch | None
+) -> dict[str, Array]:
+    return joint.constrain(local, shared, unit, joint.choose(key, local, shared, unit))
 
 
-def _predicted(joint: Joint, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-    return joint.predict(key, local, shared, unit)
+def _predicted(
+    joint: Joint, key: Array, local: Array, shared: Array, unit: Batch, place: Batch | None
+) -> dict[str, Array]:
+    """Discrete sites are inferred from the unit, but for those of ragged elements elsewhere, which are other ones."""
+    choice_key, key = jax.random.split(key) if joint.structure.summed else (key, key)
+    chosen = joint.choose(choice_key, local, shared, unit)
+    others = set() if place is None else {p.name for p in joint.structure.plates if p.ragged}
+    kept = {s.name: chosen[s.name] for s in joint.structure.summed if not s.plates & others}
+    return joint.predict(key, local, shared, unit if place is None else place, kept)
 
 
 def _store(found: Arrays, values: dict[str, Array], chunk: Chunk, start: int, shape: tuple[int, int]) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from ._types import Batch
 from .data import Units
 from .intake import drop_full_masks, to_batch
+from .joint.levels import levels_of
 from .joint.structure import Structure
 
 UNIT_BUCKETS = (1, 4, 16, 64, 256)
@@ -67,7 +68,8 @@ def _units_per_chunk(data: Units, structure: Structure, draws: int) -> int:
 
 def _bytes_per_draw(data: Units, structure: Structure) -> int:
     numbers = sum(math.prod(x.shape[1:]) for x in data.arrays.values()) + structure.size("local") ** 2
-    return 4 * TEMPORARIES * max(numbers, 8)
+    assignments = math.prod(level.size for level in levels_of(structure))
+    return 4 * TEMPORARIES * max(numbers, 8) * assignments
 
 
 def _trimmed(data: Units, lengths: dict[str, int]) -> Units:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,9 @@ import jax
 
 from ._recipe import Recipe
 from ._types import PyTree
+from .joint.levels import levels_of
+
+SUMMED = "summed exactly"
 
 
 def _count(tree: PyTree) -> int:
@@ -36,18 +40,19 @@ def describe(plan: Any) -> str:
         how = _show(plan.family) + (f" placed by {_show(plan.head)}" if plan.head is not None else "")
         size = str(structure.size("local"))
         table.add_row(f"per {structure.plate}", names["local"], size, _show(plan.encoder), how, count)
+    for row in _discrete(plan, _count(skeleton.classifier)):
+        table.add_row(*row)
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=False)
     sees = ", ".join(
-        a.name + (f" (set along {a.plate})" if any(f.name == a.name and f.plate for f in plan.inputs.features) else "")
-        for a in structure.arguments
+        feature.name + (f" (set along {feature.plate})" if feature.plate else "") for feature in plan.inputs.features
     )
     console.print(
         f"model {structure.model}, amortized over plate '{structure.plate}'; observes {names['observed']}",
         highlight=False,
     )
     console.print(table)
-    encodes = f"the encoder sees {sees}" if plan.encoder is not None else "no local latents: nothing to encode"
+    encodes = "no continuous local latents: nothing to encode" if plan.encoder is None else f"the encoder sees {sees}"
     if plan.free:
         encodes = f"free: {count} own parameters, no encoder; answers for these units only"
     console.print(encodes, highlight=False)
@@ -56,6 +61,17 @@ def describe(plan: Any) -> str:
     if structure.cannot_simulate:
         console.print(f"the model can't be simulated: {structure.cannot_simulate}", highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:
+    """A row for each level of discrete sites; `count` parameters are in q of the unit's own."""
+    for level in levels_of(plan.structure):
+        if level.sites:
+            where = " and ".join([f"per {plan.structure.plate}", *sorted(level.plates)])
+            sites, size = ", ".join(site.name for site in level.sites), f"{level.size} values"
+            learned = plan.classifier is not None and not level.plates
+            shown = (_show(plan.encoder), _show(plan.classifier), f"{count:,}") if learned else ("-", SUMMED, "0")
+            yield where, sites, size, *shown
 
 
 def _show(recipe: Recipe | None) -> str:

@@ -60,9 +60,7 @@ def fit(
     """
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
-    if objective is not None:
-        trained = isinstance(guide, Posterior)
-        check_objective(objective, (guide.plan if trained else guide).structure, trained=trained)
+    _check_objective(objective, guide)
     init_key, train_key = jax.random.split(key)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
@@ -89,6 +87,12 @@ def fit(
     )
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     return Posterior(plan, joint, built, record, found.schema)
+
+
+def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterior) -> None:
+    if objective is not None:
+        trained = isinstance(guide, Posterior)
+        check_objective(objective, (guide.plan if trained else guide).structure, trained=trained)
 
 
 def _in_their_rows(training: Units, guide: Guide) -> Units:

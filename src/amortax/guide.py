@@ -3,6 +3,9 @@
     q(v) Π_i q(u_i | e_i, v),     e_i = encoder(data_i)
 
 The encoder runs once per unit; the head (see `heads`) places the local family for every draw of the globals.
+
+Where numbers of a unit follow its discrete choice c, q is q(c_i | e_i, v) q(u_i | e_i, c_i, v): the assignments are the
+outer components of the local block, a local is (u, number of the assignment), and c is known where it was observed.
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ from jaxtyping import Array, Float
 from ._types import Batch, Context, Fixed
 from .encoders.base import AbstractEncoder
 from .families.base import AbstractFamily, Component, draw_noise
+from .families.discrete import Categorical
 from .heads import AbstractHead, Frame, prior_frame
 from .joint.joint import Joint
+from .joint.levels import levels_of
+from .joint.summed import allowed_choices
 
 
 class Block(eqx.Module):
     """A family on the whitened unconstrained space of some sites."""
 
     family: AbstractFamily
-    whitening: Fixed  # {"center": (d,), "scale": (d,)}: prior medians and quartile spreads
+    whitening: Fixed  # {"center": (d,), "scale": (d,)}: prior medians and quartile spreads; a row for each choice
 
 
 class Guide(eqx.Module):
@@ -33,6 +39,7 @@ class Guide(eqx.Module):
     local: Block | None
     encoder: AbstractEncoder | None
     head: AbstractHead | None
+    classifier: Categorical | None = None
 
     @property
     def cheap_log_prob(self) -> bool:
@@ -74,8 +81,10 @@ class Guide(eqx.Module):
 
     @property
     def local_components(self) -> int:
-        """Components of the local family."""
-        return 1 if self.local is None else self.local.family.num_components
+        """Components of the local block: of its family, for every assignment of the discrete choice."""
+        if self.local is None:
+            return 1
+        return self.local.family.num_components * (1 if self.classifier is None else self.classifier.size)
 
     def local_noise(self, key: Array, *count: int) -> Float[Array, "*count noise"]:
         """Standard normal noise of `count` draws of a unit's locals."""
@@ -85,9 +94,33 @@ class Guide(eqx.Module):
         self, context: Context, shared: Array, unit: Batch, joint: Joint
     ) -> Float[Array, " components"]:
         """Log shares of the components of one unit's q."""
-        if self.local is None or self.local.family.num_components == 1:
+        if self.local is None:
+            return jnp.zeros(1)
+        if self.classifier is None:
+            return self._family_log_shares(context, shared, unit, joint)
+        log_probs = self.choice_log_probs(context, shared, unit, joint)
+
+        def of(choice: Array) -> Array:
+            return self._family_log_shares(context, shared, unit, joint.at(_possible(choice, log_probs)))
+
+        return jnp.ravel(log_probs[:, None] + jax.vmap(of)(jnp.arange(self.classifier.size)))
+
+    def _family_log_shares(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> Array:
+        assert self.local is not None
+        if self.local.family.num_components == 1:
             return jnp.zeros(1)
         return self.local.family.log_shares(self._frame(context, shared, unit, joint)[1])
+
+    def choice_log_probs(
+        self, context: Context, shared: Array, unit: Batch, joint: Joint, *, labelled: bool = True
+    ) -> Float[Array, " assignments"]:
+        """log q(c | e, v) of every assignment of one unit; with `labelled`, given the labels that it has."""
+        assert self.classifier is not None
+        seen = (*context, self._whitened(shared)) if self.classifier.told_globals else context
+        log_probs = self.classifier.log_probs(seen)
+        if not labelled:
+            return log_probs
+        return jax.nn.log_softmax(jnp.where(allowed_choices(joint.structure, unit), log_probs, -jnp.inf))
 
     def place_local(
         self, noise: Array, component: Component, context: Context, shared: Array, unit: Batch, joint: Joint
@@ -95,6 +128,18 @@ class Guide(eqx.Module):
         """One unit's locals at `noise` given the globals, and their log density."""
         if self.local is None:
             return jnp.zeros(0), jnp.zeros(())
+        if self.classifier is None:
+            return self._place(noise, component, context, shared, unit, joint)
+        choice, component = jnp.divmod(component, self.local.family.num_components)
+        log_probs = self.choice_log_probs(context, shared, unit, joint)
+        choice = _possible(choice, log_probs)
+        numbers, log_q = self._place(noise, component, context, shared, unit, joint.at(choice))
+        return jnp.append(numbers, choice.astype(numbers.dtype)), log_q + log_probs[choice]
+
+    def _place(
+        self, noise: Array, component: Component, context: Context, shared: Array, unit: Batch, joint: Joint
+    ) -> tuple[Array, Array]:
+        assert self.local is not None
         frame, told = self._frame(context, shared, unit, joint)
         free, log_q = self.local.family.sample_and_log_prob(noise, component, told)
         return frame.place(free), log_q - frame.log_det
@@ -113,8 +158,13 @@ class Guide(eqx.Module):
         """Log density of one unit's unconstrained locals given the globals."""
         if self.local is None:
             return jnp.zeros(())
+        log_choice = jnp.zeros(())
+        if self.classifier is not None:
+            choice, local = local[-1].astype(jnp.int32), local[:-1]
+            log_choice = self.choice_log_probs(context, shared, unit, joint)[choice]
+            joint = joint.at(choice)
         frame, told = self._frame(context, shared, unit, joint)
-        return self.local.family.log_prob(frame.take(local), told) - frame.log_det
+        return self.local.family.log_prob(frame.take(local), told) - frame.log_det + log_choice
 
     def place_locals(
         self, noise: Array, component: Component, contexts: Context, shared: Array, batch: Batch, joint: Joint
@@ -131,7 +181,11 @@ class Guide(eqx.Module):
 
     def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[Frame, Context]:
         assert self.local is not None
-        frame = prior_frame(self.local.whitening)
+        whitening = self.local.whitening
+        if joint.choice is not None:
+            whitening = Fixed(jax.tree.map(lambda x: x[joint.choice], whitening.value))
+            context = (*context, jnp.asarray(levels_of(joint.structure)[0].codes())[joint.choice])
+        frame = prior_frame(whitening)
         if self.head is None:
             return frame, context
         return self.head(context, shared, self._whitened(shared), frame, unit, joint)
@@ -143,6 +197,12 @@ class Guide(eqx.Module):
         free = prior_frame(self.shared.whitening).take(shared)
         family = jax.tree.map(jax.lax.stop_gradient, self.shared.family, is_leaf=eqx.is_array)
         return jnp.concatenate([free, family.standardize(free, ())])
+
+
+def _possible(choice: Component, log_probs: Float[Array, " assignments"]) -> Array:
+    """The choice itself, or one that labels allow as a stand-in: its share is zero, its numbers are finite."""
+    allowed = jnp.isfinite(log_probs)
+    return jnp.where(allowed[choice], choice, jnp.argmax(allowed))
 
 
 def _pick(key: Array, log_shares: Float[Array, " components"]) -> Component:

@@ -81,6 +81,8 @@ def to_batch(data: Units) -> Batch:
 def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
     """New data for a trained posterior: `Units` with the arguments, shapes, masks and values it was trained for.
 
+    Labels that are summed over where they are missing may be left out: they are missing everywhere.
+
     **Arguments**: `stand_ins` names arguments whose values are placeholders, which need not be possible.
 
     **Raises** `DataError` naming argument, expected and got.
@@ -88,6 +90,7 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
     structure = joint.structure
     axes = {a.name: a.axis for a in structure.arguments if a.axis}
     found = data if isinstance(data, Units) else units(data, axes=axes or None, name=structure.plate)
+    found = _with_unknown_labels(found, structure)
     names = {a.name for a in structure.arguments}
     if set(found.arrays) != names:
         missing, extra = sorted(names - set(found.arrays)), sorted(set(found.arrays) - names)
@@ -112,6 +115,22 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
     complete = dataclasses.replace(found, masks=masks, lengths=lengths)
     check_values(joint, to_batch(complete), complete.labels.tolist(), stand_ins)
     return complete
+
+
+def _with_unknown_labels(data: Units, structure: Structure) -> Units:
+    """The units with labels that nobody gave as all missing, where the posterior sums over missing ones."""
+    arrays, masks, lengths = dict(data.arrays), dict(data.masks), dict(data.lengths)
+    for name, site in structure.labels.items():
+        argument = structure.argument(name)
+        beside = [a.name for a in structure.arguments if a.ragged and a.plate == argument.plate and a.name in arrays]
+        if name in arrays or (argument.ragged and not beside):
+            continue
+        if argument.ragged:
+            lengths[name] = lengths.get(beside[0], np.full(len(data), arrays[beside[0]].shape[1], np.int32))
+        shape = (len(data), *(arrays[beside[0]].shape[1] if n is None else n for n in argument.shape))
+        arrays[name] = np.full(shape, site.choices[0], argument.dtype)
+        masks[name] = np.zeros(shape, bool)
+    return dataclasses.replace(data, arrays=arrays, masks=masks, lengths=lengths)
 
 
 def _in_stored_types(data: Units, structure: Structure) -> Units:

@@ -76,7 +76,7 @@ def values_of(structure: Structure, values: Any, labels: np.ndarray) -> tuple[di
 
     **Raises** `DataError` for missing sites or units, and for other shapes.
     """
-    sites = structure.of("local", "global")
+    sites = [s for s in structure.sites if s.role in ("local", "global") or s.choices]
     names = [str(name) for name in (values.data_vars if hasattr(values, "data_vars") else values)]
     if absent := [site.name for site in sites if site.name not in names]:
         raise DataError(f"values has no site '{absent[0]}'; it has {sorted(names)}")
@@ -87,14 +87,24 @@ def values_of(structure: Structure, values: Any, labels: np.ndarray) -> tuple[di
     for site in sites:
         array = np.asarray(values[site.name])
         array = array if own else array[None]
-        expected = ((len(labels),) if site.per_unit else ()) + site.kept_shape
-        if array.shape[1:] != expected:
+        expected = ((len(labels),) if site.per_unit else ()) + _kept_shape(structure, site)
+        fits = len(expected) == array.ndim - 1 and all(
+            want in (None, got) for want, got in zip(expected, array.shape[1:], strict=True)
+        )
+        if not fits:
             raise DataError(
-                f"values['{site.name}'] has shape {array.shape[own:] if own else array.shape[1:]}, expected {expected}"
+                f"values['{site.name}'] has shape {array.shape[own:] if own else array.shape[1:]}, "
+                f"expected {tuple('any' if n is None else n for n in expected)}"
                 + (f": one value for each of the {len(labels)} units of data, unit axis first" * site.per_unit)
             )
         found[site.name] = array
     return found, own
+
+
+def _kept_shape(structure: Structure, site: Site) -> tuple[int | None, ...]:
+    """Shape of one unit's value, None along ragged axes."""
+    ragged = {p.name for p in structure.plates if p.ragged}
+    return tuple(None if dim in ragged else n for dim, n in zip(site.dims, site.kept_shape, strict=True))
 
 
 def _ordered(structure: Structure, values: Any, labels: np.ndarray) -> Any:

@@ -25,6 +25,7 @@ from .encoders.free import free
 from .encoders.sets import attention_set, deep_set
 from .families.autoregressive import iaf, maf
 from .families.coupling import coupling
+from .families.discrete import categorical
 from .families.heavy import student_t
 from .families.mixture import mixture
 from .families.normal import diagonal, full, low_rank
@@ -35,6 +36,7 @@ from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
 from .joint.joint import Joint
+from .joint.levels import levels_of
 from .joint.probe import initial_params, probe
 from .joint.read import read
 from .joint.structure import Structure
@@ -46,10 +48,11 @@ RECIPES: Mapping[str, type[Recipe]] = {
     for r in (
         *(dense, deep_set, attention_set, free, concatenate, newton),
         *(diagonal, full, low_rank, student_t, mixture),
+        categorical,
         *(coupling, maf, iaf, planar, affine, spline),
     )
 }
-RECIPE_NAMES = ("encoder", "head", "family", "shared_family")
+RECIPE_NAMES = ("encoder", "head", "family", "shared_family", "classifier")
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
 
 
@@ -64,12 +67,13 @@ class Plan:
     head: Recipe | None
     family: Recipe | None
     shared_family: Recipe | None
+    classifier: Recipe | None = None
 
     def build(self, key: Array) -> Guide:
         """The guide with fresh parameters; whitening and standardisation are neutral until `fit` sets them."""
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5 if self.classifier else 4)
         local_size, shared_size = self.structure.size("local"), self.structure.size("global")
-        shared = local = encoder = head = None
+        shared = local = encoder = head = classifier = None
         if self.shared_family is not None:
             shared = Block(self.shared_family.build(shared_size, (), key=keys[0]), _neutral(shared_size))
         if self.family is not None and self.encoder is not None:
@@ -77,6 +81,10 @@ class Plan:
             if not self.free:
                 encoder = self.encoder.build(self.inputs, key=keys[1])
                 told = encoder.context_sizes
+            if self.classifier is not None:
+                codes = levels_of(self.structure)[0].codes()
+                classifier = self.classifier.build(len(codes), told, 2 * shared_size, key=keys[4])
+                told = (*told, codes.shape[1])
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
                 told = head.told_sizes
@@ -84,8 +92,9 @@ class Plan:
             if self.free:
                 family = own_family(family)
                 encoder = self.encoder.build(first_row(head, family), key=keys[1])
-            local = Block(family, _neutral(local_size))
-        return Guide(shared, local, encoder, head)
+            rows = () if classifier is None else (classifier.size,)
+            local = Block(family, _neutral(*rows, local_size))
+        return Guide(shared, local, encoder, head, classifier)
 
     @property
     def free(self) -> bool:
@@ -121,12 +130,16 @@ class Plan:
         return describe(self)
 
 
-def _neutral(size: int) -> Fixed:
-    return Fixed({"center": jnp.zeros(size), "scale": jnp.ones(size)})
+def _neutral(*shape: int) -> Fixed:
+    return Fixed({"center": jnp.zeros(shape), "scale": jnp.ones(shape)})
 
 
 def inputs_of(structure: Structure) -> Inputs:
-    """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays."""
+    """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays.
+
+    Labels of which the guide has a q it does not see, or q would only repeat them.
+    """
+    hidden = {argument for argument, site in structure.labels.items() if site in structure.learned}
     sets = {p.name for p in structure.plates if p.exchangeable or p.ragged}
     ordered = tuple(p.name for p in structure.plates if p.ragged and not p.exchangeable)
     features = tuple(
@@ -142,8 +155,17 @@ def inputs_of(structure: Structure) -> Inputs:
             a.positive,
         )
         for a in structure.arguments
+        if a.name not in hidden
     )
     return Inputs(features, ordered)
+
+
+def _check_head(encoder: Recipe | None, head: Recipe | None) -> None:
+    if isinstance(encoder, free) and not isinstance(head or newton(), newton):
+        raise GuideError(
+            f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
+            "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
+        )
 
 
 def choose(
@@ -154,28 +176,32 @@ def choose(
     head: Recipe | None,
     family: Recipe | None,
     shared_family: Recipe | None,
+    classifier: Recipe | None,
 ) -> Plan:
     """Fills in what the user left open."""
+    classified = bool(structure.size("local") and levels_of(structure)[0].sites) and not isinstance(encoder, free)
+    structure = dataclasses.replace(structure, classified=classified)
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
-    if not local and not shared:
+    if not local and not shared and not structure.summed:
         raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn")
     if not local:
-        _refuse({"encoder": encoder, "family": family, "head": head}, "the model has no local latents")
+        why = "the model has no local latents" + " but discrete ones, which are summed exactly" * bool(structure.summed)
+        _refuse({"encoder": encoder, "family": family, "head": head}, why)
     if not shared:
         _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
+    if not classified:
+        _refuse({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
     if local and shared:
-        if isinstance(encoder, free) and not isinstance(head or newton(), newton):
-            raise GuideError(
-                f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
-                "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
-            )
+        _check_head(encoder, head)
         small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
         chosen["head"] = head or (newton() if small else concatenate())
     if local:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
-        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), 1 if shared else 0)
+        depth = 1 if shared or classified else 0
+        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), depth)
+        chosen["classifier"] = (classifier or categorical()) if classified else None
     if shared:
         chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
     plan = Plan(model, structure, inputs, **chosen)
@@ -213,6 +239,7 @@ def amortize(
     family: Recipe | None = None,
     shared_family: Recipe | None = None,
     head: Recipe | None = None,
+    classifier: Recipe | None = None,
 ) -> Plan:
     """Reads and probes `model`, checks `data`, and plans the guide; nothing is trained, no key is needed.
 
@@ -224,6 +251,8 @@ def amortize(
     - `plate`: the plate whose elements are the units.
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
+    - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
+      them; discrete sites of inner plates, and of units without numbers, are summed exactly instead.
 
     **Returns** a `Plan`: `print` shows it, `fit` trains it.
 
@@ -241,5 +270,13 @@ def amortize(
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), batch, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
-    plan = choose(model, structure, encoder=encoder, head=head, family=family, shared_family=shared_family)
+    plan = choose(
+        model,
+        structure,
+        encoder=encoder,
+        head=head,
+        family=family,
+        shared_family=shared_family,
+        classifier=classifier,
+    )
     return plan.for_units(len(found))

@@ -108,12 +108,6 @@ def unobserved(x):
         numpyro.sample("z", dist.Normal(x, 1.0))
 
 
-def discrete_local(y):
-    with numpyro.plate("u", y.shape[0]):
-        c = numpyro.sample("c", dist.Bernoulli(0.3))
-        numpyro.sample("y", dist.Normal(c, 1.0), obs=y)
-
-
 def discrete_global(y):
     c = numpyro.sample("c", dist.Categorical(jnp.ones(3) / 3))
     with numpyro.plate("u", y.shape[0]):
@@ -220,7 +214,6 @@ CASES = [
     (summed_deterministic, Y, ["deterministic 'mean' is one value for all units but depends on 'z'", "leave it out"]),
     (crossed_deterministic, Y, ["deterministic 'gaps' has shape (5, 5) for all units", "from the posterior's draws"]),
     (unobserved, X, ["no site inside plate 'u' is observed", "obs=", "['x']"]),
-    (discrete_local, Y, ["site 'c' is a discrete latent in plate 'u'", "Boolean()", "MixtureSameFamily"]),
     (discrete_global, Y, ["site 'c' is a discrete latent outside plate 'u'", "upper_bound=2", "observe it"]),
     (latent_in_ragged_plate, R, ["site 'w' is a latent inside the ragged plate 'e'", "make 'e' the amortized plate"]),
     (positional, Y, ["model 'positional' has positional-only arguments", "give every argument a name"]),

@@ -12,6 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
 
 import amortax as am
 
@@ -59,6 +60,36 @@ def test_pump(shared):
     assert off < 0.15
     assert low > 0.85
     assert high < 1.25  # a normal in log theta for a gamma posterior of shape 2: 1.19 on theta[8], and k-hat says so
+
+
+def gauss_mix(y):
+    mu = numpyro.sample("mu", dist.ImproperUniform(constraints.ordered_vector, (), (2,)))
+    numpyro.factor("prior", dist.Normal(0.0, 2.0).log_prob(mu).sum())
+    sigma = numpyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
+    theta = numpyro.sample("theta", dist.Beta(5.0, 5.0))
+    with numpyro.plate("point", y.shape[0]):
+        second = numpyro.sample("second", dist.Bernoulli(1.0 - theta))
+        numpyro.sample("y", dist.Normal(mu[second], sigma[second]), obs=y)
+
+
+def test_low_dim_gauss_mix(shared):
+    folder = shared / "data/posteriordb/low_dim_gauss_mix-low_dim_gauss_mix"
+    y = np.array(json.loads((folder / "data.json").read_text())["y"], np.float32)
+    draws, report = answer(gauss_mix, am.units({"y": y}, name="point"), "point", num_steps=1000)
+    off, low, high = differences(draws, read_reference(folder / "reference_summary.csv"))
+    assert off < 0.1
+    assert low > 0.9
+    assert high < 1.1
+    assert report.verdict == "PASS"  # the globals' own weights too: the sum over components is exact
+    free = {name: draws[name].values.astype(np.float64) for name in ("mu", "sigma", "theta")}
+    log_odds = np.log(1 / free["theta"] - 1) + _log_normal(y[0], free, 1) - _log_normal(y[0], free, 0)
+    share, expected = draws["second"].values[:, 0].mean(), (1 / (1 + np.exp(-log_odds))).mean()
+    assert abs(share - expected) <= 5 * np.sqrt(0.25 / len(log_odds))
+
+
+def _log_normal(y, free, k):
+    mean, sd = free["mu"][:, k], free["sigma"][:, k]
+    return -0.5 * ((y - mean) / sd) ** 2 - np.log(sd)
 
 
 def eight_schools(sigma, y=None):

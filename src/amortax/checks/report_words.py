@@ -38,8 +38,9 @@ NUMBERS = {
         "Globals: Pareto k",
         "",
         "Tail index of the importance weights of the shared latents over all training units. Under the limit, "
-        "reweighting the guide's draws is reliable; above it, the guide misses part of the posterior's mass, unless the "
-        "weights hardly differ (effective sample size within a hundredth of the draws): their tail then says nothing.",
+        "reweighting the guide's draws is reliable; above it, the guide misses part of the posterior's mass, unless "
+        "the weights hardly differ (effective sample size within a hundredth of the draws) and have no tail to speak "
+        "of.",
     ),
     "globals_k_limit": (
         "Globals: limit of Pareto k",

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._types import AnyArray, Batch
 from .depends import Dependencies
+from .masks import own_places
 from .observe import Seen
 from .structure import Argument, InnerPlate
 
@@ -29,8 +30,13 @@ def argument_of(
     links: Dependencies,
     inner: tuple[InnerPlate, ...],
     plate: str,
+    *,
+    summed: bool,
 ) -> Argument:
-    """The facts about the argument `name`, from the sites `one` of a single unit and what depends on what."""
+    """The facts about the argument `name`, from the sites `one` of a single unit and what depends on what.
+
+    **Arguments**: `summed` whether its missing values are summed over.
+    """
     array = data.arrays[name]
     shape: list[int | None] = list(array.shape[1:])
     if name in data.lengths:
@@ -50,8 +56,19 @@ def argument_of(
         categories=count,
         first_category=least if count else 0,
         positive=any("nonnegative" in s.support.lower() or "positive" in s.support.lower() for s in observing),
-        needed=_needed(name, array, one, links),
+        needed="" if summed else _needed(name, array, one, links),
     )
+
+
+def label_sites(data: Batch, one: Mapping[str, Seen], links: Dependencies, plate: str) -> list[str]:
+    """Observed discrete sites with missing values on which other sites depend: a mask would not do, a sum does."""
+    found = []
+    for name, mask in data.masks.items():
+        missing = own_places(mask, data.lengths.get(name)) & ~np.asarray(mask)
+        sites = [s for s in one.values() if s.argument == name and any(frame == plate for frame, _, _ in s.plates)]
+        if missing.any() and name in links.lagged and len(sites) == 1 and sites[0].discrete:
+            found.append(sites[0].name)
+    return found
 
 
 def _along(

@@ -126,6 +126,7 @@ class Dependencies:
     derived: Mapping[str, frozenset[str]]  # an observed site -> the arguments of which its value is made
     indexed: Mapping[str, tuple[int, int]]  # an argument that is an index -> (its least value, the axis length)
     checkable: frozenset[str]  # observed sites whose support depends on no latent
+    follows: Mapping[str, frozenset[str]]  # a site -> the latents and arguments of which its distribution is made
 
 
 def dependencies(
@@ -217,4 +218,8 @@ def _conclude(
             lagged.setdefault(argument, name)
     supports = [(name, sources) for name, part, sources in found if part == "support"]
     checkable = frozenset(n for n, _ in supports) - {n for n, sources in supports if sources & latents}
-    return Dependencies(observed, lagged, derived, dict(reach.indexed), checkable)
+    follows: dict[str, Sources] = {}
+    for name, part, sources in found:
+        if part == "fn":
+            follows[name] = follows.get(name, _NONE) | (sources - {name})
+    return Dependencies(observed, lagged, derived, dict(reach.indexed), checkable, follows)

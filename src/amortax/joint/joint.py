@@ -6,11 +6,14 @@ For one unit with data d, unconstrained locals u and unconstrained globals v,
 
 with the Jacobians of the constraining transforms in the part whose site they belong to. The program runs with plate
 size 1; since it was probed to be separable, N units are N such runs under `vmap`, which share one `shared` part.
+
+Discrete locals c are summed out of `unit`, log Σ_c p(d, u, c | v): all their assignments are one more vmapped axis (see
+`summed`). Given the rest they have exact conditional probabilities, by which `choose` draws them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import equinox as eqx
 import jax
@@ -18,10 +21,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._types import Batch, PyTree, Terms
+from . import summed
 from .layout import unit_to_model
 from .masks import partly_missing, site_log_prob, site_masks
 from .observe import reading
-from .structure import Site, Structure
+from .structure import DENSE, Site, Structure
+from .summed import Choices, Evaluate
 from .trace import Record, run
 
 
@@ -31,11 +36,16 @@ class Joint(eqx.Module):
     model: Callable = eqx.field(static=True)
     structure: Structure = eqx.field(static=True)
     params: PyTree
+    choice: Array | None = None  # the assignment of the learned discrete sites at which it stands, if at one
 
     @property
     def local_size(self) -> int:
-        """Dimension of one unit's unconstrained locals."""
-        return self.structure.size("local")
+        """Length of one unit's locals: unconstrained numbers, then the number of the assignment where q has one."""
+        return self.structure.size("local") + bool(self.structure.learned)
+
+    def at(self, choice: Array) -> Joint:
+        """The same with the learned discrete sites at an assignment: locals are then numbers alone."""
+        return Joint(self.model, self.structure, self.params, choice)
 
     @property
     def shared_size(self) -> int:
@@ -52,14 +62,18 @@ class Joint(eqx.Module):
         return Terms(*jax.vmap(one, out_axes=(0, None))(local, batch))
 
     def unit_log_prob(self, local: Array, shared: Array, unit: Batch) -> Terms:
-        """`log_prob` of one unit: locals (d,), arrays without the unit axis."""
-        records = self._run(local, shared, unit, key=jax.random.key(0))
-        masks = self._masks(records, unit)
+        """`log_prob` of one unit: locals (d,), arrays without the unit axis; discrete locals summed out."""
+        if not self.structure.summed:
+            return self.complete_log_prob({}, local, shared, unit)
+        known = self._known(local)
+        return summed.summed_log_prob(self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
+
+    def complete_log_prob(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Terms:
+        """`unit_log_prob` together with `values` of all discrete locals, in the model's layout."""
+        log_probs = self._evaluate(local, shared, unit)(values)
         in_unit, outside = jnp.zeros(()), jnp.zeros(())
-        for site in self.structure.of("local", "global", "observed", "factor"):
-            total = jnp.sum(
-                site_log_prob(records[site.name], masks.get(site.name), checked=site.checkable and site.per_unit)
-            )
+        for site in self.structure.of(*DENSE):
+            total = jnp.sum(log_probs[site.name])
             if site.per_unit:
                 in_unit = in_unit + total
             else:
@@ -68,15 +82,62 @@ class Joint(eqx.Module):
 
     def unit_log_prior(self, local: Array, shared: Array, unit: Batch) -> Array:
         """The part of `unit_log_prob` that is log p(u | v) of the unit's own latents, Jacobians included."""
-        records = self._run(local, shared, unit, key=jax.random.key(0))
-        masks = self._masks(records, unit)
-        sites = self.structure.of("local")
-        return sum((jnp.sum(site_log_prob(records[s.name], masks.get(s.name))) for s in sites), jnp.zeros(()))
+        log_probs = self._evaluate(local, shared, unit)({})
+        return sum((jnp.sum(log_probs[site.name]) for site in self.structure.of("local")), jnp.zeros(()))
 
-    def constrain(self, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-        """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped."""
-        records = self._run(local, shared, unit, key=jax.random.key(0))
-        sites = self.structure.of("local", "global", "deterministic")
+    def choose(self, key: Array, local: Array, shared: Array, unit: Batch) -> Choices:
+        """A draw of one unit's discrete locals from their exact conditional given all else, in the model's layout."""
+        if not self.structure.summed:
+            return {}
+        known = self._known(local)
+        return summed.draw_choices(key, self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
+
+    def log_choice(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Array:
+        """Log probability in nats of `values` of the discrete locals given all else; they must be possible.
+
+        Those of learned ones are among the locals: given these they are certain.
+        """
+        if not self.structure.summed:
+            return jnp.zeros(())
+        complete = self.complete_log_prob(values, local, shared, unit)
+        return complete.unit - self.unit_log_prob(local, shared, unit).unit
+
+    def _known(self, local: Array) -> Choices:
+        """Values of the learned discrete sites, which stand with the locals."""
+        if not self.structure.learned:
+            return {}
+        number = local[-1].astype(jnp.int32) if self.choice is None else self.choice
+        return summed.choice_values(self.structure, number)
+
+    def _evaluate(self, local: Array, shared: Array, unit: Batch) -> Evaluate:
+        """Log density of every site in its batch shape, as a function of the values of the discrete ones."""
+
+        def evaluate(values: Choices) -> dict[str, Array]:
+            values = self._known(local) | values
+            records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
+            masks = self._masks(records, unit, without=self.structure.labels)
+            sites = self.structure.of(*DENSE)
+            found = {s.name: site_log_prob(records[s.name], masks.get(s.name), checked=s.checkable) for s in sites}
+            for argument, site in self.structure.labels.items():
+                right = jnp.all(self._agrees(argument, values[site.name], unit), axis=tuple(range(-site.event_dim, 0)))
+                found[site.name] = jnp.where(right, found[site.name], -jnp.inf)
+            return found
+
+        return evaluate
+
+    def _agrees(self, argument: str, value: Array, unit: Batch) -> Array:
+        """Whether values of an observed argument are those that were seen, where they were."""
+        axis = self.structure.argument(argument).axis
+        same = jnp.expand_dims(unit.arrays[argument], axis) == value
+        return same | ~jnp.expand_dims(unit.masks[argument], axis) if argument in unit.masks else same
+
+    def constrain(self, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None) -> dict[str, Array]:
+        """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped.
+
+        **Arguments**: `chosen` what `choose` drew for the discrete sites, if there are any.
+        """
+        records = self._run(local, shared, unit, key=jax.random.key(0), values=chosen or {})
+        sites = [*self.structure.of("local", "global", "discrete", "deterministic"), *self.structure.labels.values()]
         return {site.name: site.keep(records[site.name].value) for site in sites}
 
     def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
@@ -86,15 +147,17 @@ class Joint(eqx.Module):
         """
         free, inside = {}, {}
         sites = self.structure.of("local", "global")
-        given = {s.name: jnp.reshape(jnp.asarray(values[s.name]), s.model_shape) for s in sites}
-        records = run(self.model, self._arguments(unit), key=jax.random.key(0), given=given, params=self.params)
+        given = {s.name: s.unkeep(jnp.asarray(values[s.name])) for s in sites}
+        chosen, possible = summed.given_choices(self.structure, values, unit.lengths)
+        arguments, latents = self._placed(unit, chosen)
+        records = run(self.model, arguments, key=jax.random.key(0), given=given | latents, params=self.params)
         for site in sites:
             record = records[site.name]
             inside[site.name] = jnp.all(record.fn.support(record.value))
             free[site.name] = jnp.where(inside[site.name], record.to_free(), 0.0)
-        local, shared = self.structure.pack("local", free), self.structure.pack("global", free)
-        placed = self._run(local, shared, unit, key=jax.random.key(0))
-        jacobian = Terms(jnp.zeros(()), jnp.zeros(()))
+        local, shared = self._with_number(free, chosen), self.structure.pack("global", free)
+        placed = self._run(local, shared, unit, key=jax.random.key(0), values=chosen)
+        jacobian = Terms(jnp.where(possible, 0.0, jnp.inf), jnp.zeros(()))
         for site in sites:
             log_det = jnp.where(inside[site.name], jnp.sum(jnp.asarray(placed[site.name].jacobian)), jnp.inf)
             step = Terms(log_det, jnp.zeros(())) if site.per_unit else Terms(jnp.zeros(()), log_det)
@@ -102,10 +165,14 @@ class Joint(eqx.Module):
         return local, shared, jacobian
 
     def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
-        """One draw of unconstrained (locals, globals) from the prior; observed sites need no sampler."""
+        """One draw of unconstrained (numbers of the unit, globals) from the prior; observed sites need no sampler.
+
+        Learned discrete sites have the values of `choice`, if it stands at one: labels where they are missing.
+        """
+        arguments, given = self._placed(unit, {} if self.choice is None else self._known(jnp.zeros(0)))
         with reading(self.model):
             records = run(
-                self.model, self._arguments(unit), key=key, params=self.params, simulate=True, keep_observed=True
+                self.model, arguments, key=key, given=given, params=self.params, simulate=True, keep_observed=True
             )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local", "global")}
         return self.structure.pack("local", free), self.structure.pack("global", free)
@@ -129,11 +196,17 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        return self.structure.pack("local", free), self._responses(records, unit)
+        chosen = {s.name: records[s.name].value for s in self.structure.learned}
+        return self._with_number(free, chosen), self._responses(records, unit)
 
-    def predict(self, key: Array, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
-        """One posterior-predictive draw of every observed site of one unit, unit axis dropped, by site name."""
-        records = self._run(local, shared, unit, key=key, simulate=True)
+    def predict(
+        self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
+    ) -> dict[str, Array]:
+        """One posterior-predictive draw of every observed site of one unit, unit axis dropped, by site name.
+
+        Discrete sites have the values in `chosen`; those without one are drawn from their prior.
+        """
+        records = self._run(local, shared, unit, key=key, values=chosen or {}, simulate=True)
         sites = self.structure.of("observed")
         return {s.name: s.keep(records[s.name].value) for s in sites if s.per_unit}
 
@@ -148,20 +221,27 @@ class Joint(eqx.Module):
                 missing = jnp.broadcast_to(~mask, jnp.shape(record.value))
                 extra = jnp.ndim(missing) - jnp.ndim(good)
                 good = good | jnp.any(missing, axis=tuple(range(-extra, 0))) if extra else good | missing
-            found.append(_without_unit(good, site))
+            found.append(site.keep_facts(good))
         return found
 
     def partly_missing(self, unit: Batch, sites: tuple[Site, ...]) -> list[Array]:
         """Whether each observed event of one unit is missing in part though its numbers have one joint density."""
         records, masks = self._observed(unit)
         return [
-            _without_unit(partly_missing(records[s.name], masks[s.name]), s) if s.name in masks else jnp.zeros((), bool)
+            s.keep_facts(partly_missing(records[s.name], masks[s.name])) if s.name in masks else jnp.zeros((), bool)
             for s in sites
         ]
 
     def _observed(self, unit: Batch) -> tuple[dict[str, Record], dict[str, Array]]:
         records = run(self.model, self._arguments(unit), key=jax.random.key(0), params=self.params)
         return records, self._masks(records, unit)
+
+    def _with_number(self, free: dict[str, Array], chosen: Choices) -> Array:
+        """One unit's locals from their parts."""
+        numbers = self.structure.pack("local", free)
+        if not self.structure.learned:
+            return numbers
+        return jnp.append(numbers, summed.choice_number(self.structure, chosen).astype(numbers.dtype))
 
     def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
         drawn = {}
@@ -174,22 +254,44 @@ class Joint(eqx.Module):
     def _arguments(self, unit: Batch) -> dict[str, Array]:
         return unit_to_model(unit.arrays, {a.name: a.axis for a in self.structure.arguments})
 
+    def _placed(self, unit: Batch, values: Choices) -> tuple[dict[str, Array], Choices]:
+        """Arguments with the values of labels where these are missing, and the values of latents."""
+        arguments, latents = self._arguments(unit), dict(values)
+        for argument, site in self.structure.labels.items():
+            if site.name in latents and argument in unit.masks:
+                own, value = arguments[argument], latents.pop(site.name)
+                seen = jnp.expand_dims(unit.masks[argument], self.structure.argument(argument).axis)
+                arguments[argument] = jnp.where(seen, own, value.astype(own.dtype))
+            latents.pop(site.name, None)
+        return arguments, latents
+
     def _run(
-        self, local: Array, shared: Array, unit: Batch, *, key: Array, simulate: bool = False
+        self,
+        local: Array,
+        shared: Array,
+        unit: Batch,
+        *,
+        key: Array,
+        values: Choices | None = None,
+        simulate: bool = False,
     ) -> dict[str, Record]:
+        values = self._known(local) | (values or {})
         free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
+        arguments, latents = self._placed(unit, values)
         with reading(self.model):
             return run(
-                self.model, self._arguments(unit), key=key, unconstrained=free, params=self.params, simulate=simulate
+                self.model,
+                arguments,
+                key=key,
+                unconstrained=free,
+                given=values if simulate else latents,
+                params=self.params,
+                simulate=simulate,
             )
 
-    def _masks(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+    def _masks(self, records: dict[str, Record], unit: Batch, without: Collection[str] = ()) -> dict[str, Array]:
+        """Masks of one run's sites; arguments in `without` have a value everywhere."""
         axes = {a.name: a.axis for a in self.structure.arguments}
-        data = Batch(self._arguments(unit), unit_to_model(unit.masks, axes), unit.lengths)
+        masks = {name: mask for name, mask in unit.masks.items() if name not in without}
+        data = Batch(self._arguments(unit), unit_to_model(masks, axes), unit.lengths)
         return site_masks(self.model, self.structure, records, data, self.params)
-
-
-def _without_unit(facts: Array, site: Site) -> Array:
-    """Facts about a site's values, which have fewer event axes than the values, without the axes that `keep` drops."""
-    fewer = len(site.model_shape) - jnp.ndim(facts)
-    return jnp.squeeze(facts, tuple(dim + fewer for dim in site.dropped if -jnp.ndim(facts) <= dim + fewer < 0))

@@ -68,7 +68,7 @@ def _masked(record: Record, mask: Array | None) -> Array:
 def site_masks(
     model: Callable, structure: Structure, records: Mapping[str, Record], data: Batch, params: PyTree
 ) -> dict[str, Array]:
-    """Masks of the observed sites (shape of the value) and factors (batch shape) of one run; none where all is real.
+    """Masks of observed and discrete sites (shape of the value) and factors (batch shape); none where all is real.
 
     **Arguments**: `data` with arrays and masks in the model's layout, and lengths by unit, `(units,)` or `()`.
     """
@@ -76,7 +76,7 @@ def site_masks(
     derived = [s for s in structure.of("observed") if s.argument is None and s.per_unit]
     shadow = _shadow(model, structure, data, params) if derived and data.masks else {}
     found = {}
-    for site in structure.of("observed", "factor"):
+    for site in structure.of("observed", "factor", "discrete"):
         own = shadow.get(site.name) if site.argument is None else data.masks.get(site.argument)
         inside = _inside(records[site.name], lengths, structure.plate)
         mask = inside if site.role == "factor" else _both(records[site.name], own, inside)

@@ -19,10 +19,11 @@ import numpy as np
 
 from .._errors import ModelError
 from .._types import Batch, PyTree
+from .elements import choice_values, refuse_tied_elements
 from .layout import to_model, unit_slice
 from .masks import own_places, site_log_prob, site_masks
 from .observe import reading
-from .structure import InnerPlate, Site, Structure
+from .structure import DENSE, InnerPlate, Structure
 from .trace import run
 
 MOST_UNITS = 8
@@ -38,11 +39,13 @@ def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, ke
     units = _varied(_pick(data), structure)
     num_units = len(next(iter(units.arrays.values())))
     density = _compiled(model, structure, _moved(params, key), key)
-    free = _latents(structure, num_units)
+    free = _latents(structure, num_units) | choice_values(structure, num_units)
     together = density(units, free)
+    for plate in structure.plates:
+        refuse_tied_elements(plate, structure, free, lambda values: density(units, values), _close)
     for other in _refilled(units):
         _compare_hidden(together, density(other, free), structure)
-    axes = {s.name: _unit_axis(s) for s in structure.of("local")}
+    axes = {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
     for index in range(num_units):
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
         own = {n: np.take(x, [index], axis=axes[n]) if n in axes else x for n, x in free.items()}
@@ -63,14 +66,9 @@ def _latents(structure: Structure, num_units: int) -> dict[str, np.ndarray]:
     for site in structure.of("local", "global"):
         shape = list(site.free_shape)
         if site.per_unit:
-            shape[_unit_axis(site)] = num_units
+            shape[site.unit_axis] = num_units
         free[site.name] = random.normal(size=shape).astype(np.dtype(jnp.result_type(float)))
     return free
-
-
-def _unit_axis(site: Site) -> int:
-    """The unit axis of a local's unconstrained value, whose event may have fewer axes than the constrained one."""
-    return len(site.model_shape) - site.event_dim + site.unit_dim
 
 
 def initial_params(model: Callable, structure: Structure, data: Batch, key: jax.Array) -> dict[str, PyTree]:
@@ -136,9 +134,14 @@ def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Ar
     @jax.jit
     def program(units: Batch, free: dict[str, Any]) -> dict[str, Any]:
         data = Batch(to_model(units.arrays, axes), to_model(units.masks, axes), units.lengths)
-        records = run(model, data.arrays, key=key, unconstrained=free, params=params)
+        for argument, site in structure.labels.items():  # here a latent like any other
+            data.arrays[argument] = jnp.broadcast_to(free[site.name], data.arrays[argument].shape)
+            data.masks.pop(argument)
+        given = {s.name: free[s.name] for s in structure.of("discrete")}
+        numbers = {s.name: free[s.name] for s in structure.of("local", "global")}
+        records = run(model, data.arrays, key=key, unconstrained=numbers, given=given, params=params)
         masks = site_masks(model, structure, records, data, params)
-        densities = structure.of("local", "global", "observed", "factor")
+        densities = structure.of(*DENSE)
         facts = {s.name: site_log_prob(records[s.name], masks.get(s.name)) for s in densities}
         return facts | {s.name: records[s.name].value for s in structure.of("deterministic")}
 
@@ -246,8 +249,7 @@ def _exchangeable(
         own = [size] * len(next(iter(units.arrays.values()))) if lengths is None else np.asarray(lengths).tolist()
         orders = np.stack([np.concatenate([order(n), np.arange(n, size)]) for n in own]).astype(int)
         other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), free)
-        densities = structure.of("local", "global", "observed", "factor")
-        pairs = ((together[s.name], other[s.name]) for s in densities)
+        pairs = ((together[s.name], other[s.name]) for s in structure.of(*DENSE))
         return all(_close(np.sum(x), np.sum(y), float(np.sum(np.abs(x)))) for x, y in pairs)
 
     return agree(lambda n: np.arange(n)[::-1]) and agree(shuffled.permutation)

@@ -7,12 +7,15 @@ across units, density terms counted twice) is left to `probe`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from .._errors import ModelError
 from .._types import Batch
-from .arguments import argument_of, ragged_groups
+from .arguments import argument_of, label_sites, ragged_groups
+from .choices import choices_of, refuse_unlisted
 from .depends import Dependencies, dependencies
 from .layout import check_arguments, shapes
+from .levels import refuse_sums
 from .observe import Seen, name_of, observe
 from .refuse import (
     refuse_forgotten,
@@ -47,26 +50,32 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     refuse_forgotten(model, specs, one)
     refuse_latents(one, {p.name for p in inner if p.ragged}, plate)
     refuse_sizes(one, whole, plate)
+    choices = choices_of(model, specs, [s.name for s in one.values() if s.discrete and not s.observed])
+    refuse_unlisted(one, choices, plate)
     unit_axes = _unit_axes(one, whole, plate)
     inside = frozenset(n for n, s in one.items() if n in unit_axes or (s.kind == "sample" and _is_in(s, plate)))
     links = dependencies(model, specs, one, inside, plate)
     refuse_unobserved(one, list(data.arrays), plate)
-    arguments = tuple(argument_of(name, data, axes, one, links, inner, plate) for name in names)
+    choices |= choices_of(model, specs, label_sites(data, one, links, plate))
+    summed = {s.argument for s in one.values() if choices.get(s.name)}
+    arguments = tuple(argument_of(n, data, axes, one, links, inner, plate, summed=n in summed) for n in names)
     refuse_ragged_events(arguments, plate)
     frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
-    return Structure(
+    structure = Structure(
         model=name_of(model),
         plate=plate,
         sites=tuple(
-            _site(seen, plate, unit_axes, frames, seen.name in links.checkable)
-            for seen in one.values()
-            if seen.kind in {"sample", "deterministic"}
+            _site(s, plate, unit_axes, frames, Known(s.name in links.checkable, choices.get(s.name) or ()))
+            for s in one.values()
+            if s.kind in {"sample", "deterministic"}
         ),
         arguments=arguments,
         plates=inner,
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
         cannot_simulate=_cannot_simulate(one, links, arguments),
     )
+    refuse_sums(structure, links.follows)
+    return structure
 
 
 def _is_in(seen: Seen, plate: str) -> bool:
@@ -88,10 +97,10 @@ def _inner_plates(
             refuse_other_lengths(group, data, plate, error)
     found: dict[str, InnerPlate] = {}
     for name, seen in one.items():
-        for index, (frame, _, size) in enumerate(seen.plates):
+        for index, (frame, dim, size) in enumerate(seen.plates):
             if frame != plate and _is_in(seen, plate):
                 ragged = [g for g in groups if grown[g][name].plates[index][2] != size]
-                found[frame] = InnerPlate(frame, bool(ragged), True, ragged[0][0] if ragged else None)
+                found[frame] = InnerPlate(frame, bool(ragged), True, ragged[0][0] if ragged else None, dim)
     return tuple(found.values())
 
 
@@ -112,7 +121,14 @@ def _unit_axes(one: dict[str, Seen], whole: dict[str, Seen], plate: str) -> dict
     return found
 
 
-def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, checkable: bool) -> Site:
+class Known(NamedTuple):
+    """What other readings of the model say about a site."""
+
+    checkable: bool
+    choices: tuple[int | float, ...]
+
+
+def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, known: Known) -> Site:
     per_unit = seen.name in unit_axes if seen.kind == "deterministic" else _is_in(seen, plate)
     own: Frames = {dim: (name, size) for name, dim, size in seen.plates}
     event_dim = seen.event_dim
@@ -141,7 +157,8 @@ def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, 
         support=seen.support,
         argument=seen.argument,
         unit_dim=next((dim for dim, (name, _) in own.items() if name == plate), 0),
-        checkable=checkable,
+        checkable=known.checkable and per_unit,
+        choices=known.choices,
     )
 
 
@@ -150,6 +167,8 @@ def _role(seen: Seen, per_unit: bool) -> Role:
         return "factor" if seen.factor else "deterministic"
     if seen.observed:
         return "observed"
+    if seen.discrete:
+        return "discrete"
     return "local" if per_unit else "global"
 
 

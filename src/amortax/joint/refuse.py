@@ -82,17 +82,17 @@ def _refuse_counted_twice(site: Seen) -> None:
 
 
 def refuse_latents(seen: dict[str, Seen], ragged: set[str], plate: str) -> None:
-    """Latents that this version has no family for: discrete ones, and ones inside a ragged plate."""
+    """Latents that no block can hold: discrete ones shared by all units, continuous ones inside a ragged plate."""
     for site in seen.values():
         if site.kind != "sample" or site.observed:
             continue
-        where = "in" if any(name == plate for name, _, _ in site.plates) else "outside"
-        if site.discrete:
+        if site.discrete and not any(name == plate for name, _, _ in site.plates):
             raise ModelError(
-                f"site '{site.name}' is a discrete latent {where} plate '{plate}' (support {site.support}); "
-                "sum it out, e.g. with numpyro.distributions.MixtureSameFamily, or observe it"
+                f"site '{site.name}' is a discrete latent outside plate '{plate}' (support {site.support}): only "
+                f"discrete sites of a unit are summed; move it into plate '{plate}', observe it, or sum it out, e.g. "
+                "with numpyro.distributions.MixtureSameFamily"
             )
-        inside = [name for name, _, _ in site.plates if name in ragged]
+        inside = [] if site.discrete else [name for name, _, _ in site.plates if name in ragged]
         if inside:
             raise ModelError(
                 f"site '{site.name}' is a latent inside the ragged plate '{inside[0]}': its number of values differs "

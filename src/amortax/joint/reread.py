@@ -41,6 +41,8 @@ def _stand_in(structure: Structure) -> Batch:
         arrays[a.name] = np.ones(shape, a.dtype)
         if a.masked:
             masks[a.name] = np.ones(shape, bool)
+            if a.name in structure.labels:
+                masks[a.name][0] = False  # which is why they are summed
         if a.ragged:
             lengths[a.name] = np.full(NUM_UNITS, LENGTH, np.int32)
     return Batch(arrays, masks, lengths)

@@ -11,7 +11,8 @@ from jax import numpy as jnp
 
 from .._errors import ArtifactError
 
-Role = Literal["local", "global", "observed", "factor", "deterministic"]
+Role = Literal["local", "global", "discrete", "observed", "factor", "deterministic"]
+DENSE: tuple[Role, ...] = ("local", "global", "discrete", "observed", "factor")  # all that have a log density
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +31,52 @@ class Site:
     support: str
     argument: str | None = None  # observed through this argument itself
     unit_dim: int = 0  # the plate's dim, 0 outside it
-    checkable: bool = False  # observed, with a support that depends on no latent
+    checkable: bool = False  # observed in each unit, with a support that depends on no latent
+    choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
 
     def facts(self) -> tuple[Any, ...]:
         """What makes it the same site, whatever the lengths of the data."""
         shape = self.free_shape if self.role in ("local", "global") else self.event_dim
-        return (self.role, "per unit" if self.per_unit else "shared", self.dims, shape, self.support, self.argument)
+        where = "per unit" if self.per_unit else "shared"
+        return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
 
     @property
     def free_size(self) -> int:
         """Dimension of the unconstrained value."""
         return math.prod(self.free_shape)
 
+    @property
+    def plates(self) -> frozenset[str]:
+        """The inner plates it is in."""
+        return frozenset(name for name in self.dims if name is not None)
+
+    @property
+    def unit_axis(self) -> int:
+        """The unit axis of a latent, whose unconstrained event may have fewer axes than the constrained one."""
+        return len(self.model_shape) - self.event_dim + self.unit_dim
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return self.model_shape[len(self.model_shape) - self.event_dim :]
+
+    @property
+    def num_assignments(self) -> int:
+        """Values that one event can take, where they are listed."""
+        return len(self.choices) ** math.prod(self.event_shape)
+
     def keep(self, value: Array) -> Array:
         """One unit's value without the unit axis and the axes that only broadcast."""
         return jnp.squeeze(value, self.dropped)
+
+    def keep_facts(self, facts: Array) -> Array:
+        """`keep` for facts about the value, which have fewer event axes than it."""
+        fewer = len(self.model_shape) - jnp.ndim(facts)
+        return jnp.squeeze(facts, tuple(dim + fewer for dim in self.dropped if -jnp.ndim(facts) <= dim + fewer < 0))
+
+    def unkeep(self, value: Array) -> Array:
+        """The inverse of `keep`, for any length of its ragged axes."""
+        return jnp.expand_dims(value, self.dropped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +114,7 @@ class InnerPlate:
     ragged: bool
     exchangeable: bool  # probed: permuting the elements changes no density
     argument: str | None  # the ragged argument whose length is this plate's
+    dim: int = -1  # its axis in the model, from the right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +128,26 @@ class Structure:
     plates: tuple[InnerPlate, ...]
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
+    classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
 
     def of(self, *roles: Role) -> tuple[Site, ...]:
         """Sites with one of the roles, in the model's order."""
         return tuple(site for site in self.sites if site.role in roles)
+
+    @property
+    def learned(self) -> tuple[Site, ...]:
+        """Discrete sites of which the guide has a q: those of the unit itself, where it has numbers too."""
+        return tuple(site for site in self.summed if not site.plates) if self.classified else ()
+
+    @property
+    def labels(self) -> dict[str, Site]:
+        """Arguments whose missing values are summed over, and the discrete site that observes each."""
+        return {site.argument: site for site in self.summed if site.argument is not None}
+
+    @property
+    def summed(self) -> tuple[Site, ...]:
+        """Sites over whose values densities are summed: discrete latents, and observed sites where they are missing."""
+        return tuple(site for site in self.sites if site.choices)
 
     def size(self, role: Literal["local", "global"]) -> int:
         """Total unconstrained dimension of the local or the global sites."""

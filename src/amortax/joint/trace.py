@@ -86,6 +86,8 @@ class _Place(Messenger):
             msg["value"] = value if _is_real(constraint) else biject_to(constraint)(value)
         elif msg["type"] == "sample" and not msg["is_observed"]:
             self._place_latent(msg["name"], msg)
+        elif msg["type"] == "sample" and msg["name"] in self.given:  # a value inferred for a gap stays in simulations
+            msg["value"], msg["is_observed"] = jnp.broadcast_to(self.given[msg["name"]], msg["fn"].shape()), False
 
     def _place_latent(self, name: str, msg: dict) -> None:
         if shape := msg["kwargs"].get("sample_shape"):  # as a batch, which the density then knows of
@@ -99,7 +101,7 @@ class _Place(Messenger):
             self.jacobians[name] = jnp.sum(log_det, axis=tuple(range(-extra, 0))) if extra > 0 else log_det
             msg["value"] = value
         elif name in self.given:
-            msg["value"] = self.given[name]
+            msg["value"] = jnp.broadcast_to(self.given[name], fn.shape())
         elif not fn.support.is_discrete and not has_bijection(fn.support):
             raise ModelError(
                 f"site '{name}' has support {in_words(fn.support)}, for which NumPyro has no bijection to the reals; "

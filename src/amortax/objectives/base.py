@@ -70,9 +70,14 @@ def check_objective(objective: AbstractObjective, structure: Structure, *, train
 
 
 def check_locals(name: str, structure: Structure) -> None:
-    """Raises `ModelError` unless the model has latents in each unit, which the objective called `name` is about."""
+    """Raises `ModelError` unless the model has latents in each unit, all numeric: objective `name` is about those."""
     if not structure.size("local"):
         raise ModelError(
             f"{name} is about draws of each unit's latents, but model '{structure.model}' has none inside plate "
             f"'{structure.plate}'; use am.ELBO()"
+        )
+    if structure.summed:
+        raise ModelError(
+            f"{name} does not know discrete latents yet, and model '{structure.model}' has "
+            f"{[site.name for site in structure.summed]}; use am.ELBO()"
         )

@@ -30,6 +30,7 @@ from ..joint.joint import Joint
 from ..joint.structure import Structure
 from .base import AbstractObjective, Loss, Minibatch, check_locals
 from .estimators import Draws, local_draws, mean_bound
+from .labels import label_log_prob
 from .schedules import Schedule, at_step, check_schedule, settled
 
 
@@ -40,7 +41,10 @@ class ELBO(AbstractObjective):
     units of a step that are padded to the same length. A q trained to the end at β other than 1 is not the posterior:
     for a normal model it is that of the likelihood to the power 1/β, and k-hat does not see it, coverage does.
 
-    **Raises** `FitError` if `num_particles` is no whole number from 1, or `kl_weight` or `free_bits` no finite number
+    `classifier_weight` adds so many times log q(labels | x), per unit, to what is trained (see `labels`): for discrete
+    sites that are observed in some units and that numbers of the unit follow.
+
+    **Raises** `FitError` if `num_particles` is no whole number from 1, or a weight or `free_bits` no finite number
     from 0.
     """
 
@@ -48,14 +52,16 @@ class ELBO(AbstractObjective):
     path_derivative: bool = eqx.field(static=True, default=True)
     kl_weight: Schedule = eqx.field(static=True, default=1.0, kw_only=True)
     free_bits: float = eqx.field(static=True, default=0.0, kw_only=True)
+    classifier_weight: float = eqx.field(static=True, default=0.0, kw_only=True)
     trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         whole_number("am.ELBO: num_particles", self.num_particles, FitError)
         check_schedule("am.ELBO: kl_weight", self.kl_weight)
-        if callable(self.free_bits):
-            raise FitError(f"am.ELBO: free_bits must be a finite number from 0, got {self.free_bits!r}")
-        check_schedule("am.ELBO: free_bits", self.free_bits)
+        for name in ("free_bits", "classifier_weight"):
+            value = getattr(self, name)
+            if callable(value) or not (isinstance(value, int | float) and 0.0 <= value < float("inf")):
+                raise FitError(f"am.ELBO: {name} must be a finite number from 0, got {value!r}")
 
     @property
     def reweighted(self) -> bool:
@@ -63,9 +69,14 @@ class ELBO(AbstractObjective):
         return self.kl_weight != 1.0 or self.free_bits > 0
 
     def check(self, structure: Structure) -> None:
-        """Every model will do, unless `kl_weight` or `free_bits` need locals."""
+        """Every model will do, unless `kl_weight` or `free_bits` need locals, or `classifier_weight` labels."""
         if self.reweighted:
             check_locals("am.ELBO with kl_weight or free_bits", structure)
+        if self.classifier_weight and not (structure.learned and structure.labels):
+            raise FitError(
+                f"am.ELBO(classifier_weight={self.classifier_weight}) needs a discrete site that some units observe "
+                "and some miss, with numeric locals beside it; this model has none: leave it out"
+            )
 
     def is_settled(self, step: int) -> bool:
         """Whether `kl_weight` is."""
@@ -80,6 +91,9 @@ class ELBO(AbstractObjective):
             return draws.elbo, draws.log_prior
 
         elbo = mean_bound(key, guide, minibatch, units, count=self.num_particles, path_derivative=path)
+        if self.classifier_weight:
+            told = self._label_log_prob(key, guide, joint, minibatch)
+            return Loss(-elbo - self.classifier_weight * told, jax.lax.stop_gradient(elbo))
         if not self.reweighted:
             return Loss(-elbo, jax.lax.stop_gradient(elbo))
 
@@ -93,6 +107,12 @@ class ELBO(AbstractObjective):
 
         value = mean_bound(key, guide, minibatch, reweighted, count=self.num_particles, path_derivative=path)
         return Loss(-value, jax.lax.stop_gradient(elbo))
+
+    def _label_log_prob(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Array:
+        """Mean over units of log q(labels | e, v), at one v."""
+        shared = jax.lax.stop_gradient(guide.sample_shared(jax.random.fold_in(key, 1))[0])
+        each = [label_log_prob(guide, joint, batch, guide.encode(batch), shared) for batch in minibatch.groups]
+        return jnp.mean(jnp.concatenate(each))
 
     def _divergence(self, draws: Draws, joint: Joint, batch: Batch, shared: Array) -> Array:
         """log q(u | e, v) - log p(u | v) of every unit."""

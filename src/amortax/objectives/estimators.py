@@ -127,22 +127,26 @@ def local_draws(
     noise = guide.local_noise(key, batch_size(batch))
     path = path_derivative and guide.cheap_log_prob and guide.local is not None
 
-    def of(component: Component) -> tuple[Array, Array, Array, Array]:
+    def of(component: Component) -> tuple[Array, ...]:
         local, log_q = guide.place_locals(noise, component, context, shared, batch, joint)
+        log_p, seen, share = joint.log_prob(local, shared, batch), log_q, jnp.zeros(())
         if path:
             still_guide, still_joint, still_context = stopped((guide, joint, context))
             seen, slope = seen_through_draws(still_guide, still_joint, batch, still_context, local, shared)
             share = path_share(*stopped((joint, batch, local, shared, slope)))
-            log_q = share * seen + (1.0 - share) * log_q
-        log_p = joint.log_prob(local, shared, batch)
-        return local, log_q, log_p.unit - log_q, log_p.shared
+        return local, log_p.unit, log_q, seen, share, log_p.shared
 
     if guide.local_components == 1:
-        local, log_q, log_weight, log_prior = of(0)
-        return Draws(local[None], log_q[None], log_weight[None], jnp.zeros((1, log_weight.shape[0])), log_prior)
-    each = jax.vmap(of, out_axes=(0, 0, 0, None))(jnp.arange(guide.local_components))
-    shares = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, joint)
-    return Draws(*each[:3], shares.T, each[3])
+        local, log_p, log_q, seen, share, log_prior = (x[None] for x in of(0))
+        log_shares = jnp.zeros_like(log_q)
+    else:
+        axes = (0, 0, 0, 0, 0, None)
+        local, log_p, log_q, seen, share, log_prior = jax.vmap(of, out_axes=axes)(jnp.arange(guide.local_components))
+        log_shares = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, joint).T
+        # One share for all components: the score has mean zero over the whole of q, not within one of them.
+        share = jnp.sum(stopped(jnp.exp(log_shares)) * share, axis=0) if path else share
+    log_q = share * seen + (1.0 - share) * log_q if path else log_q
+    return Draws(local, log_q, log_p - log_q, log_shares, jnp.reshape(log_prior, ()))
 
 
 def seen_through_draws(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._errors import FitError, ModelError
+from .._errors import FitError, GuideError, ModelError
 from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..heads import prior_frame

@@ -17,10 +17,11 @@ from .._types import Batch, Fixed
 from ..encoders.base import training_statistics
 from ..guide import Guide
 from ..joint.joint import Joint
+from ..joint.levels import levels_of
 from ..joint.probe import initial_params
 from ..plan import Plan
 
-PRIOR_DRAWS = 1000
+PRIOR_DRAWS, FEWEST_DRAWS = 1000, 100  # in all, and given one choice
 QUARTILE = 0.6744897501960817  # of the standard normal
 VAGUE = 3.0  # e-folds
 
@@ -45,20 +46,43 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
 
 
 def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Center and scale of globals and of locals, unconstrained, over draws of the prior at the data's covariates."""
+    """Center and scale of globals and of locals, unconstrained, over draws of the prior at the data's covariates.
+
+    Those of locals that follow a learned choice are given that choice, one row for each: a q of them that starts where
+    they can't be under a choice would never learn that it is possible.
+    """
     size = len(next(iter(data.arrays.values())))
     rows = np.arange(min(PRIOR_DRAWS, size))
     rows = np.resize(rows, PRIOR_DRAWS)
     units = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
+    choices = levels_of(joint.structure)[0].size if joint.structure.learned else None
     if "improper" in joint.structure.cannot_simulate:
-        return _neutral(joint.shared_size), _neutral(joint.local_size)
+        own = _neutral(joint.structure.size("local"))
+        return _neutral(joint.shared_size), own if choices is None else _stacked([own] * choices)
     local, shared = _simulate(joint, jax.random.split(key, PRIOR_DRAWS), units)
-    return _quartiles(np.asarray(shared), _bent(joint, "global")), _quartiles(np.asarray(local), _bent(joint, "local"))
+    whole = _quartiles(np.asarray(shared), _bent(joint, "global"))
+    if choices is None:
+        return whole, _quartiles(np.asarray(local), _bent(joint, "local"))
+    few = max(PRIOR_DRAWS // choices, FEWEST_DRAWS)
+    unlabelled = {n: jnp.zeros_like(m) if n in joint.structure.labels else m for n, m in units.masks.items()}
+    units = jax.tree.map(lambda x: x[:few], Batch(units.arrays, unlabelled, units.lengths))
+    each = _simulate_choices(joint, jax.random.split(key, few), units, jnp.arange(choices))
+    return whole, _stacked([_quartiles(local, _bent(joint, "local")) for local in np.asarray(each)])
 
 
 @eqx.filter_jit
 def _simulate(joint: Joint, keys: Array, units: Batch) -> tuple[Array, Array]:
     return jax.vmap(joint.draw_latents)(keys, units)
+
+
+@eqx.filter_jit
+def _simulate_choices(joint: Joint, keys: Array, units: Batch, choices: Array) -> Array:
+    """Draws (choices, draws, d) of locals given each choice."""
+    return jax.vmap(lambda choice: jax.vmap(joint.at(choice).draw_latents)(keys, units)[0])(choices)
+
+
+def _stacked(each: list[dict[str, Array]]) -> dict[str, Array]:
+    return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 
 def _neutral(size: int) -> dict[str, Array]:
