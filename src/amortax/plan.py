@@ -7,7 +7,7 @@ the trained numbers, and enough to build the guide's skeleton without data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -22,16 +22,9 @@ from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.free import free
-from .encoders.sets import attention_set, deep_set
-from .families.autoregressive import iaf, maf
-from .families.coupling import coupling
+from .encoders.sets import deep_set
 from .families.discrete import categorical
-from .families.heavy import student_t
-from .families.mixture import mixture
 from .families.normal import diagonal, full, low_rank
-from .families.planar import planar
-from .families.spline import spline
-from .families.transforms import affine
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
@@ -43,15 +36,6 @@ from .joint.structure import Structure
 from .joint.values import check_values
 from .own import first_row, own_family
 
-RECIPES: Mapping[str, type[Recipe]] = {
-    r.__name__: r
-    for r in (
-        *(dense, deep_set, attention_set, free, concatenate, newton),
-        *(diagonal, full, low_rank, student_t, mixture),
-        categorical,
-        *(coupling, maf, iaf, planar, affine, spline),
-    )
-}
 RECIPE_NAMES = ("encoder", "head", "family", "shared_family", "classifier")
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
 
@@ -120,6 +104,8 @@ class Plan:
     @staticmethod
     def from_json(spec: dict[str, Any], model: Callable) -> Plan:
         """The plan that `to_json` wrote, with the user's model."""
+        from .recipes import RECIPES
+
         check_entries("plan", spec, ("structure", "recipes"))
         check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -17,8 +17,6 @@ from . import answer
 from ._errors import ArtifactError, DataError, check_entries
 from ._types import PyTree, Terms, check_key, whole_number
 from .artifact import read_artifact, write_artifact
-from .checks.check import check
-from .checks.report import Report
 from .chunks import row_mask
 from .data import TableSchema, Units
 from .data.arrays import units
@@ -30,6 +28,9 @@ from .joint.reread import matching_params
 from .own import with_rows
 from .plan import Plan
 from .train.record import Record
+
+if TYPE_CHECKING:
+    from .checks.report import Report
 
 
 class Posterior(eqx.Module):
@@ -109,6 +110,8 @@ class Posterior(eqx.Module):
 
         **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
         """
+        from .checks.check import check  # what only this verb needs would take 2% of an import of amortax
+
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         known = None if training is None else self.answerable(training)

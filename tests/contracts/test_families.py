@@ -13,7 +13,7 @@ from family_cases import CONTEXT, FAMILIES, built_of, cases, context_of, density
 import amortax as am
 from amortax._recipe import from_json
 from amortax._types import trainable
-from amortax.plan import RECIPES
+from amortax.recipes import RECIPES
 
 EVERY = cases(FAMILIES, (1, False), (5, True))
 ON_A_GRID = cases(FAMILIES, (1, True), (2, False))

@@ -189,7 +189,7 @@ def recipes(job: Job) -> dict[str, Any]:
         InputError: for a recipe that there isn't, one of another role, an unknown option, or an option of another type.
 
     """
-    from ..plan import RECIPES
+    from ..recipes import RECIPES
 
     built = {}
     for role, value in job.guide.items():

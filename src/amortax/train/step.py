@@ -26,7 +26,7 @@ from ..objectives.base import AbstractObjective, Loss, Minibatch
 from ..objectives.estimators import local_draws
 from .rows import gather, map_rows, renumbered, scatter
 
-APART = 10  # steps from one that enters the average to the next: to add up all costs, and neighbours hardly differ
+APART = 20  # steps from one that enters the average to the next: to add up all costs, and neighbours hardly differ
 
 
 Numbers = tuple[Float[Array, " steps"], Float[Array, " steps"]]  # losses and bounds of a block
