@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "amortax"
 
 # Lowest first. A room imports rooms on lower floors and, on its own floor, rooms listed before it.
 FLOORS = (
-    ("_errors", "_files", "_types", "_recipe", "_network"),
+    ("_errors", "_files", "_types", "_recipe", "_linalg", "_network"),
     ("data", "joint", "encoders", "families"),
     ("heads", "guide", "own", "recipes", "intake", "describe", "plan"),
     ("objectives",),

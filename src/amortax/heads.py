@@ -25,9 +25,9 @@ from abc import abstractmethod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from ._linalg import cholesky, solve_lower
 from ._network import Network
 from ._recipe import Recipe
 from ._types import Batch, Context, Fixed
@@ -50,7 +50,7 @@ class Frame(eqx.Module):
     def take(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
         """u → w."""
         away = value - self.center
-        return away / self.factor if self.factor.ndim == 1 else solve_triangular(self.factor, away, lower=True)
+        return away / self.factor if self.factor.ndim == 1 else solve_lower(self.factor, away)
 
     @property
     def log_det(self) -> Float[Array, ""]:
@@ -148,10 +148,9 @@ class Newton(AbstractHead):
             placed = Frame(frame.place(start + step), frame.factor * scale)
             log_scale = jnp.log(scale)
         else:
-            root = jnp.linalg.cholesky(precision)
-            step = _bounded(jax.scipy.linalg.cho_solve((root, True), gradient))
-            covariance = jax.scipy.linalg.cho_solve((root, True), jnp.eye(start.shape[0]))
-            factor = jnp.linalg.cholesky(covariance)
+            root = solve_lower(cholesky(precision), jnp.eye(start.shape[0]))  # rootᵀ root is the covariance
+            step = _bounded(root.T @ (root @ gradient))
+            factor = cholesky(root.T @ root)
             placed = Frame(frame.place(start + step), frame.factor[:, None] * factor)
             log_scale = jnp.log(jnp.diagonal(factor))
         globals_told = (whitened,) if self.tells_globals else ()
@@ -176,5 +175,5 @@ def _positive(curvature: Float[Array, "d d"]) -> Float[Array, "d d"]:
         return jnp.maximum(curvature, CURVATURE_FLOOR)
     symmetric = 0.5 * (curvature + curvature.T)
     floored = jnp.diag(jnp.maximum(jnp.diagonal(symmetric), CURVATURE_FLOOR))
-    smallest = jnp.linalg.cholesky(jax.lax.stop_gradient(symmetric) - CURVATURE_FLOOR * jnp.eye(size))
+    smallest = cholesky(jax.lax.stop_gradient(symmetric) - CURVATURE_FLOOR * jnp.eye(size))
     return jnp.where(jnp.all(jnp.isfinite(smallest)), symmetric, floored)

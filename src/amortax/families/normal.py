@@ -13,10 +13,10 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
 from .._errors import GuideError
+from .._linalg import cholesky, solve_lower
 from .._recipe import Recipe
 from .._types import Context
 from .base import (
@@ -145,7 +145,7 @@ class FullNormal(AbstractSingle):
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
         mean, factor, log_diagonal = self.location_and_factor(context)
-        return standard_log_prob(_solve(factor, value - mean)) - jnp.sum(log_diagonal)
+        return standard_log_prob(solve_lower(factor, value - mean)) - jnp.sum(log_diagonal)
 
     def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """`m` and the root of the diagonal of `L Lᵀ`."""
@@ -155,13 +155,7 @@ class FullNormal(AbstractSingle):
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
         """`L⁻¹ (value - m)`."""
         mean, factor, _ = self.location_and_factor(context)
-        return _solve(factor, value - mean)
-
-
-def _solve(factor: Float[Array, "d d"], value: Float[Array, " d"]) -> Float[Array, " d"]:
-    if value.shape[0] == 1:
-        return value / factor[0]
-    return solve_triangular(factor, value, lower=True)
+        return solve_lower(factor, value - mean)
 
 
 class LowRankNormal(AbstractSingle):
@@ -198,9 +192,8 @@ class LowRankNormal(AbstractSingle):
     def _density(self, value: Array, mean: Array, log_scale: Array, columns: Array) -> Array:
         scaled = (value - mean) * jnp.exp(-log_scale)
         relative = columns * jnp.exp(-log_scale)[:, None]
-        factor = jnp.linalg.cholesky(jnp.eye(self.rank) + relative.T @ relative)
-        projected = relative.T @ scaled
-        explained = projected @ cho_solve((factor, True), projected)
+        factor = cholesky(jnp.eye(self.rank) + relative.T @ relative)
+        explained = jnp.sum(solve_lower(factor, relative.T @ scaled) ** 2)
         log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diagonal(factor)))
         return standard_log_prob(scaled) + 0.5 * explained - log_det
 
