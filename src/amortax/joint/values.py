@@ -112,7 +112,8 @@ def _first(bad: Any) -> tuple[int, ...]:
 
 
 def _refuse_value(site: Site, part: Batch, where: tuple[int, ...], label: Any, structure: Structure) -> None:
-    value = "" if site.argument is None else f" {part.arrays[site.argument][where[: part.arrays[site.argument].ndim]]}"
+    values = None if site.argument is None else part.arrays[site.argument]
+    value = "" if values is None else f" {values[where[: values.ndim]]!s}"
     raise DataError(
         f"observed site '{site.name}' is{value} at {structure.plate} '{label}'{_place(where[1:])}, outside its support "
         f"{site.support}; correct the value, mark it missing (NaN), or change the distribution"
