@@ -7,6 +7,7 @@ import importlib.metadata
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from ._errors import FitError
@@ -98,6 +99,11 @@ def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterio
 def _in_their_rows(training: Units, guide: Guide) -> Units:
     """The units with their rows; where they have their own, all must be there."""
     table, training = table_of(guide), with_rows(training, guide)
+    if table is not None and len(np.unique(training.rows)) < len(training):
+        raise FitError(
+            f"data has {len(training)} units, but only {len(np.unique(training.rows))} differ in label or values, and "
+            "am.free() has one row for each; give every unit once, with a label of its own"
+        )
     if table is not None and len(training) < len(table.known()):
         raise FitError(
             f"data has {len(training)} of the {len(table.known())} units that this posterior was trained on; "

@@ -247,6 +247,10 @@ def complete_responses(at: Any, data: Units, joint: Joint) -> tuple[Units, list[
         name = argument.name
         if name in arrays or argument.role != "observed":
             continue
+        if name in structure.labels and not argument.ragged:
+            raise DataError(
+                f"at lacks '{name}', on which other sites depend; give the values for which to predict, one per unit"
+            )
         drawn.append(name)
         fill = data.arrays[name]
         if not argument.ragged:

@@ -96,7 +96,7 @@ class Blind(AbstractHead):
 
 def test_mean_field_between_levels_would_be_seen(x):
     """The figure that the test above would show for a guide whose locals ignore the globals: 0.32 of the sd."""
-    _, sd, _ = fitted(non_centred, head=blind(), num_steps=6000)
+    _, sd, _ = fitted(non_centred, head=blind(), num_steps=9000)
     expected = math.sqrt((1 / PRIOR**2 + len(x) / (SPREAD**2 + NOISE**2)) / (1 / PRIOR**2 + len(x) / NOISE**2))
     ratio = sd / exact(x)[1]
     print(f"mean-field sd ratio {ratio:.4f}, formula {expected:.4f}")

@@ -125,10 +125,18 @@ def test_grouped_units_have_the_terms_that_they_have_together():
 # What is kept
 
 
-def judged(monkeypatch, values):
-    """Held-out bounds in the order in which they are asked for; the last repeats."""
-    left = list(values)
+def judged(monkeypatch, values, *, start=(float("-inf"),)):
+    """Held-out bounds in the order in which they are asked for, first that of the start; the last repeats."""
+    left = [*start, *values]
     monkeypatch.setattr(engine, "_judge", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_going_on_never_returns_what_held_out_units_find_worse(monkeypatch):
+    first = fit(plan(learned), num_steps=20)
+    left = [-1.0, -3.0]  # the start, then every block
+    monkeypatch.setattr(engine, "_judge", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+    on = fit(first, run=am.Run(num_steps=20, validation=am.units({"x": X[:4]}, name="unit")))
+    assert same(numbers(first), numbers(on))
 
 
 def test_the_best_parameters_by_held_out_units_are_kept(monkeypatch, states):  # noqa: F811
@@ -224,7 +232,7 @@ def test_held_out_units_without_a_finite_bound_are_an_error():
 
 
 def test_a_record_with_numbers_that_are_not_finite_is_stored_all_the_same(monkeypatch, tmp_path):
-    judged(monkeypatch, [float("nan"), -1.0, float("-inf")])
+    judged(monkeypatch, [float("nan"), -1.0, float("-inf")], start=())
     posterior = fit(run=am.Run(num_steps=30, validation=am.units({"x": X[:4]}, name="unit")))
     posterior.save(tmp_path / "a.amx")
     held_out = am.load(tmp_path / "a.amx", plan().model).record.validation_elbo_per_unit

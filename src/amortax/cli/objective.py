@@ -40,6 +40,8 @@ def objective(where: str, value: Any) -> AbstractObjective | None:
 
     try:
         if not isinstance(value, list):
+            if isinstance(value, dict) and WEIGHT in value:
+                raise InputError(f"{where}: {WEIGHT!r} is for one of several objectives; a single one has none")
             return _one(where, value)[0]
         parts = [_one(where, item) for item in value]
         return Sum(*(each for each, _ in parts), weights=[weight for _, weight in parts])

@@ -93,14 +93,14 @@ class Joint(eqx.Module):
         return summed.draw_choices(key, self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
 
     def log_choice(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Array:
-        """Log probability in nats of `values` of the discrete locals given all else; they must be possible.
+        """Log probability in nats of `values` of the discrete locals given all else.
 
         Those of learned ones are among the locals: given these they are certain.
         """
         if not self.structure.summed:
             return jnp.zeros(())
-        complete = self.complete_log_prob(values, local, shared, unit)
-        return complete.unit - self.unit_log_prob(local, shared, unit).unit
+        complete = self.complete_log_prob(values, local, shared, unit).unit
+        return jnp.where(complete > -jnp.inf, complete - self.unit_log_prob(local, shared, unit).unit, -jnp.inf)
 
     def _known(self, local: Array) -> Choices:
         """Values of the learned discrete sites, which stand with the locals."""

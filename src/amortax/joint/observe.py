@@ -84,6 +84,11 @@ def _line(model: Callable, error: BaseException) -> str:
 
 
 def _hint(error: BaseException) -> str:
+    if "integer" in str(error) and "float" in str(error):
+        return (
+            "; NaN makes integers floats: give missing ones as None in a list, as numpy.ma.masked_array of integers, "
+            "or in a nullable integer column"
+        )
     if "broadcast" in str(error) or "shape" in str(error):
         return (
             "; if plates are nested, give each its dim: the amortized plate dim=-2, the plate inside it dim=-1, "

@@ -72,7 +72,7 @@ class ELBO(AbstractObjective):
         """Every model will do, unless `kl_weight` or `free_bits` need locals, or `classifier_weight` labels."""
         if self.reweighted:
             check_locals("am.ELBO with kl_weight or free_bits", structure)
-        if self.classifier_weight and not (structure.learned and structure.labels):
+        if self.classifier_weight and not any(site in structure.learned for site in structure.labels.values()):
             raise FitError(
                 f"am.ELBO(classifier_weight={self.classifier_weight}) needs a discrete site that some units observe "
                 "and some miss, with numeric locals beside it; this model has none: leave it out"
@@ -85,6 +85,7 @@ class ELBO(AbstractObjective):
     def __call__(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Loss:
         """Minus the ELBO per unit, reweighted if so asked, and the ELBO itself."""
         path = self.path_derivative
+        label_key, key = jax.random.split(key) if self.classifier_weight else (key, key)
 
         def units(key: Array, batch: Batch, context: Context, shared: Array) -> tuple[Array, Array]:
             draws = local_draws(key, guide, joint, batch, context, shared, path_derivative=path)
@@ -92,7 +93,7 @@ class ELBO(AbstractObjective):
 
         elbo = mean_bound(key, guide, minibatch, units, count=self.num_particles, path_derivative=path)
         if self.classifier_weight:
-            told = self._label_log_prob(key, guide, joint, minibatch)
+            told = self._label_log_prob(label_key, guide, joint, minibatch)
             return Loss(-elbo - self.classifier_weight * told, jax.lax.stop_gradient(elbo))
         if not self.reweighted:
             return Loss(-elbo, jax.lax.stop_gradient(elbo))
@@ -110,7 +111,7 @@ class ELBO(AbstractObjective):
 
     def _label_log_prob(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Array:
         """Mean over units of log q(labels | e, v), at one v."""
-        shared = jax.lax.stop_gradient(guide.sample_shared(jax.random.fold_in(key, 1))[0])
+        shared = jax.lax.stop_gradient(guide.sample_shared(key)[0])
         each = [label_log_prob(guide, joint, batch, guide.encode(batch), shared) for batch in minibatch.groups]
         return jnp.mean(jnp.concatenate(each))
 

@@ -34,8 +34,8 @@ class IWELBO(AbstractObjective):
     Tighter than the ELBO the more draws there are, and kinder to wide q: it asks that some draws be good, not all. The
     gradient is doubly reparametrised (Tucker and others 2019) unless `doubly_reparametrised` is False.
 
-    **Raises** `FitError` if a number of draws is no whole number from 1, or for `path_derivative` with several
-    particles: leaving the score out is biased there (13.5 instead of 8.6 on a linear-Gaussian model with 8).
+    **Raises** `FitError` if a number of draws is no whole number from 1, or for `path_derivative`: it is biased with
+    several particles (13.5 instead of 8.6 on a linear-Gaussian model with 8).
     """
 
     num_particles: int = eqx.field(static=True, default=8)
@@ -46,10 +46,11 @@ class IWELBO(AbstractObjective):
 
     def __check_init__(self) -> None:
         _check_draws("am.IWELBO", self.num_particles, self.num_shared_draws)
-        if self.path_derivative and self.num_particles > 1:
+        if self.path_derivative:
             raise FitError(
                 f"am.IWELBO(num_particles={self.num_particles}, path_derivative=True): the path derivative alone is "
-                "biased with several weighted particles; leave it out: the gradient is doubly reparametrised by default"
+                "biased with several weighted particles; leave it out: the gradient is doubly reparametrised by "
+                "default, and with one particle am.ELBO() has it"
             )
 
     def check(self, structure: Structure) -> None:

@@ -151,6 +151,9 @@ def train(
     state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()
+    if data.held_out is not None and _chooses(setting):
+        found = _judge(setting, params, data.held_out)  # going on from a posterior must not make it worse
+        seen.best_elbo = found if np.isfinite(found) else -np.inf
     with Progress(run.num_steps or MOST_STEPS, run.progress) as progress:
         try:
             for step in _blocks(setting, state, source, schedule, seen, data):

@@ -57,7 +57,7 @@ def adam(
     )
 
 
-def _of_globals(params: PyTree) -> PyTree:
+def of_globals(params: PyTree) -> PyTree:
     """True at the parameters of q(v), in a tree shaped as the trained (joint, guide)."""
     joint, guide = jax.tree.map(lambda _: False, params)
     if guide.shared is not None:
@@ -72,14 +72,14 @@ def _of_units(params: PyTree) -> PyTree:
 
 def _adam_of_free_numbers(memory: Any) -> optax.GradientTransformation:
     return optax.chain(
-        optax.masked(optax.scale_by_adam(b1=0.9, b2=memory), _of_globals),
+        optax.masked(optax.scale_by_adam(b1=0.9, b2=memory), of_globals),
         optax.masked(adam_by_row(memory), _of_units),
     )
 
 
 def _of_networks(params: PyTree) -> PyTree:
     """True at all other parameters."""
-    return jax.tree.map(lambda one, other: not (one or other), _of_globals(params), _of_units(params))
+    return jax.tree.map(lambda one, other: not (one or other), of_globals(params), _of_units(params))
 
 
 def _not(marks: PyTree) -> PyTree:

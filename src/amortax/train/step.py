@@ -25,8 +25,10 @@ from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, Loss, Minibatch
 from ..objectives.estimators import local_draws
 from .rows import gather, map_rows, renumbered, scatter
+from .schedule import of_globals
 
-APART = 20  # steps from one that enters the average to the next: to add up all costs, and neighbours hardly differ
+APART = 20  # steps from one whose networks enter the average to the next: to add up costs, and neighbours hardly differ
+MANY = 50_000  # numbers in an array of the model's own that is added up no more often either
 
 
 Numbers = tuple[Float[Array, " steps"], Float[Array, " steps"]]  # losses and bounds of a block
@@ -58,7 +60,7 @@ class BlockResult(eqx.Module):
 
     loss: Float[Array, " steps"]  # of every step, NaN where rolled back; zero beyond the trip count
     elbo_per_unit: Float[Array, " steps"]
-    sum_of_params: PyTree  # over `num_summed` steps of the block, `APART`
+    sum_of_params: PyTree  # over `num_summed` steps
     num_summed: Int[Array, ""]
 
 
@@ -103,25 +105,38 @@ def _run_block(setting: Setting, source: PyTree, count: Array, state: State) -> 
     """(state, result, whether every step and the parameters at the end are finite)."""
     length = jax.tree.leaves(source)[0].shape[0]
 
-    def body(i: Array, carry: tuple[State, Numbers]) -> tuple[State, Numbers]:
-        state, losses = carry
+    def parts(state: State) -> tuple[PyTree, PyTree]:
+        return eqx.partition(_summed(setting, state), _every_step(state.params))
+
+    def body(i: Array, carry: tuple[State, Numbers, PyTree]) -> tuple[State, Numbers, PyTree]:
+        state, losses, total = carry
         rows = jax.tree.map(lambda x: x[i], source)
         groups = (rows,) if setting.data is None else _take(setting.data, rows)
         state, loss = _take_step_by_rows(setting, state, groups)
-        return state, (losses[0].at[i].set(loss.value), losses[1].at[i].set(loss.elbo_per_unit))
+        losses = losses[0].at[i].set(loss.value), losses[1].at[i].set(loss.elbo_per_unit)
+        return state, losses, jax.tree.map(jnp.add, total, parts(state)[0])
 
-    def stretch(j: Array, carry: tuple[State, Numbers, PyTree]) -> tuple[State, Numbers, PyTree]:
-        *carried, total = carry
-        end = jnp.minimum(APART * (j + 1), count)
-        state, losses = jax.lax.fori_loop(APART * j, end, body, tuple(carried))
-        return state, losses, jax.tree.map(jnp.add, total, _summed(setting, state))
+    def stretch(j: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+        carried, total = carry
+        carried = jax.lax.fori_loop(APART * j, jnp.minimum(APART * (j + 1), count), body, carried)
+        return carried, jax.tree.map(jnp.add, total, parts(carried[0])[1])
 
     stretches = -(-count // APART)
-    start = state, (jnp.zeros(length), jnp.zeros(length)), jax.tree.map(jnp.zeros_like, _summed(setting, state))
-    state, (losses, elbos), total = jax.lax.fori_loop(0, stretches, stretch, start)
+    few, rest = jax.tree.map(jnp.zeros_like, parts(state))
+    start = (state, (jnp.zeros(length), jnp.zeros(length)), few), rest
+    (state, (losses, elbos), few), rest = jax.lax.fori_loop(0, stretches, stretch, start)
+    total = eqx.combine(few, jax.tree.map(lambda x: x * (count / stretches), rest))
     # An update that is not finite leaves its mark on the parameters to the end, whatever the bounds after it say.
     finite = jnp.all(jnp.isfinite(losses)) & _all_finite(state.params)
-    return state, BlockResult(losses, elbos, _with_rows(setting, state, total, stretches), stretches), finite
+    return state, BlockResult(losses, elbos, _with_rows(setting, state, total, count), count), finite
+
+
+def _every_step(params: PyTree) -> PyTree:
+    """True at what is added up at each step: numbers of q(v) and the model's own, if few.
+
+    A minibatch moves them by much of the posterior's sd, and over an epoch these moves cancel: only if all are counted.
+    """
+    return jax.tree.map(lambda x: x.size <= MANY, params[0]), of_globals(params)[1]
 
 
 def _all_finite(tree: PyTree) -> Array:
