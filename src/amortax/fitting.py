@@ -99,14 +99,17 @@ def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterio
 def _in_their_rows(training: Units, guide: Guide) -> Units:
     """The units with their rows; where they have their own, all must be there."""
     table, training = table_of(guide), with_rows(training, guide)
-    if table is not None and len(np.unique(training.rows)) < len(training):
+    if table is None or training.rows is None:
+        return training
+    different = len(np.unique(training.rows))
+    if different < len(training):
         raise FitError(
-            f"data has {len(training)} units, but only {len(np.unique(training.rows))} differ in label or values, and "
-            "am.free() has one row for each; give every unit once, with a label of its own"
+            f"data has {len(training)} units, but only {different} differ in label or values, and am.free() has one "
+            "row for each; give every unit once, with a label of its own"
         )
-    if table is not None and len(training) < len(table.known()):
+    if different < len(table.known()):
         raise FitError(
-            f"data has {len(training)} of the {len(table.known())} units that this posterior was trained on; "
+            f"data has {different} of the {len(table.known())} units that this posterior was trained on; "
             "am.free() trains on from all of them: give exactly those"
         )
     return training

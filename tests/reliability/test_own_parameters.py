@@ -130,3 +130,10 @@ def test_any_family_has_rows(family):
     terms = posterior.log_prob(draws, {"x": X})
     assert np.all(np.isfinite(terms.unit))
     assert len(np.unique(posterior.encode({"x": X}), axis=0)) == 9
+
+
+def test_units_given_twice_are_refused():
+    data = named(np.arange(12))
+    plan = am.amortize(model, data, plate="unit", encoder=am.free())
+    with pytest.raises(am.FitError, match="12 units, but only 1 differ in label or values"):
+        am.fit(plan, data.take(np.zeros(12, int)), key=jax.random.key(0))
