@@ -64,8 +64,9 @@ class ForwardKL(AbstractObjective):
         """Minus the mean log density of simulated locals."""
         simulation_key, elbo_key = jax.random.split(key)
         loss = simulated_loss(simulation_key, guide, joint, minibatch, count=self.num_particles)
+        # Reported, not differentiated: a path derivative of it would be a second density for nothing.
         still_guide, still_joint = stopped((guide, joint))
-        return Loss(loss, ELBO()(elbo_key, still_guide, still_joint, minibatch).elbo_per_unit)
+        return Loss(loss, ELBO(path_derivative=False)(elbo_key, still_guide, still_joint, minibatch).elbo_per_unit)
 
 
 def check_simulation(name: str, structure: Structure) -> None:

@@ -20,7 +20,6 @@ have the plain gradient in both roles: at the exact posterior its noise cancels 
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -29,7 +28,7 @@ from .._types import Batch, Context
 from ..guide import Guide
 from ..joint.joint import Joint
 from .base import batch_size
-from .estimators import path_share, stopped
+from .estimators import Draws, path_share, stopped
 
 
 def power_mean(
@@ -70,15 +69,6 @@ def unit_bounds(
     return power_mean(each.log_weight, each.log_share, alpha), each.log_prior
 
 
-class Weighted(eqx.Module):
-    """Draws of every unit from each component of its q, each with its weight; shares sum to one over all of a unit."""
-
-    local: Float[Array, "each units d"]
-    log_weight: Float[Array, "each units"]
-    log_share: Float[Array, "each units"]
-    log_prior: Float[Array, ""]  # log p(v), which comes with them
-
-
 def plain_weights(
     noise: Float[Array, "draws units noise"],
     guide: Guide,
@@ -86,22 +76,25 @@ def plain_weights(
     batch: Batch,
     context: Context,
     shared: Float[Array, " g"],
-) -> Weighted:
-    """`draws` draws from each component, with all of their gradient; `joints` are the one in p and the one in q."""
+) -> Draws:
+    """`draws` draws from each component, with all of their gradient; `joints` are the one in p and the one in q.
+
+    They are `Draws` of draws x components "components"; shares sum to one over all of a unit.
+    """
     components, (joint, in_guide) = guide.local_components, joints
 
-    def draw(noise: Array, component: Array) -> tuple[Array, Array, Array]:
+    def draw(noise: Array, component: Array) -> tuple[Array, Array, Array, Array]:
         local, log_q = guide.place_locals(noise, component, context, shared, batch, in_guide)
         log_p = joint.log_prob(local, shared, batch)
-        return local, log_p.unit - log_q, log_p.shared
+        return local, log_q, log_p.unit - log_q, log_p.shared
 
-    inner = jax.vmap(draw, in_axes=(None, 0), out_axes=(0, 0, None))
-    outer = jax.vmap(inner, in_axes=(0, None), out_axes=(0, 0, None))
-    local, log_weight, log_prior = outer(noise, jnp.arange(components))
+    inner = jax.vmap(draw, in_axes=(None, 0), out_axes=(0, 0, 0, None))
+    outer = jax.vmap(inner, in_axes=(0, None), out_axes=(0, 0, 0, None))
+    local, log_q, log_weight, log_prior = outer(noise, jnp.arange(components))
     log_share = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, in_guide).T
     log_share = jnp.broadcast_to(log_share - jnp.log(noise.shape[0]), log_weight.shape)
-    local, log_weight, log_share = (x.reshape(-1, *x.shape[2:]) for x in (local, log_weight, log_share))
-    return Weighted(local, log_weight, log_share, log_prior)
+    local, log_q, log_weight, log_share = (x.reshape(-1, *x.shape[2:]) for x in (local, log_q, log_weight, log_share))
+    return Draws(local, log_q, log_weight, log_share, log_prior)
 
 
 def _doubly(
