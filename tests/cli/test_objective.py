@@ -37,6 +37,7 @@ def test_without_one_fit_chooses(tmp_path):
         ({"name": "iwelbo", "num_particles": "4"}, "option 'num_particles': expected a number, got '4'"),
         ({"name": "iwelbo", "num_particles": 0}, "am.IWELBO: num_particles must be a whole number from 1, got 0"),
         ({"name": "renyi"}, "objective 'renyi' needs the option 'alpha'"),
+        ({"name": "elbo", "weight": 0.5}, "'weight' is for one of several objectives; a single one has none"),
         (["elbo", {"name": "forward_kl", "weight": -1.0}], "weights\\[1\\] must be a finite number from 0"),
     ],
 )

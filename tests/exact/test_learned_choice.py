@@ -13,6 +13,7 @@ from amortax.intake import as_units, conform, to_batch
 from amortax.joint.joint import Joint
 from amortax.objectives.base import Minibatch
 from amortax.objectives.estimators import local_draws
+from amortax.posterior import complete_responses
 
 SHARES, MEANS, SDS = np.array([0.2, 0.5, 0.3]), np.array([-2.0, 0.0, 3.0]), np.array([0.5, 1.0, 0.3])
 NOISE = 0.8
@@ -276,3 +277,29 @@ def test_a_classifier_that_has_nothing_to_do_is_refused():
 
     with pytest.raises(am.GuideError, match="classifier=.*no numeric local stands beside a discrete site"):
         am.amortize(summed, data, plate="unit", classifier=am.categorical())
+
+
+def test_a_choice_against_the_label_has_no_probability():
+    data, y, missing = some_labels()
+    _, joint, batch = built(data)
+    assert not missing[0]
+    unit = jax.tree.map(lambda x: x[0], batch)
+    found = [
+        float(joint.log_choice({"y": jnp.array([k])}, jnp.array([0.1, -0.2, k]), jnp.zeros(0), unit)) for k in range(3)
+    ]
+    np.testing.assert_allclose(found, np.where(np.arange(3) == y[0], 0.0, -np.inf), atol=1e-5)
+
+
+def test_prediction_elsewhere_needs_the_labels_that_other_sites_follow():
+    data, *_ = some_labels()
+    _, joint, _ = built(data)
+    units = conform(as_units(data, semi_supervised, "unit"), joint)
+    with pytest.raises(am.DataError, match="at lacks 'y', on which other sites depend; give the values"):
+        complete_responses({"x": data["x"]}, units, joint)
+
+
+def test_labels_that_nan_made_floats_are_refused_with_what_to_write():
+    data, y, missing = some_labels()
+    floats = np.where(missing, np.nan, y).astype(np.float32)
+    with pytest.raises(am.ModelError, match="numpy.ma.masked_array of integers"):
+        am.amortize(semi_supervised, {"x": data["x"], "y": floats}, plate="unit")
