@@ -101,8 +101,8 @@ class Comparison:
             return []
         first, second = map(_nats, self.gap_at)
         return [
-            f"WARN: the globals of the two are apart: the gap is {first} at the first's and {second} at the second's, so",
-            "it is not the amortization gap. They may be in different modes, or one is not trained to its end: compare",
+            f"WARN: the globals of the two are apart: the gap is {first} at the first's and {second} at the second's,",
+            "so it is not the amortization gap. They may be in different modes, or one is not trained to its end: compare",
             "posterior.record.elbo_per_unit of both, train on, or fit again with another key.",
         ]
 
