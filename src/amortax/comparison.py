@@ -102,8 +102,8 @@ class Comparison:
         first, second = map(_nats, self.gap_at)
         return [
             f"WARN: the globals of the two are apart: the gap is {first} at the first's and {second} at the second's,",
-            "so it is not the amortization gap. They may be in different modes, or one is not trained to its end: compare",
-            "posterior.record.elbo_per_unit of both, train on, or fit again with another key.",
+            "so it is not the amortization gap. They may be in different modes, or one is not trained to its end:",
+            "compare posterior.record.elbo_per_unit, train on, or fit again with another key.",
         ]
 
 
