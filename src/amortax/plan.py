@@ -32,6 +32,7 @@ from .joint.joint import Joint
 from .joint.levels import levels_of
 from .joint.probe import initial_params, probe
 from .joint.read import read
+from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .own import first_row, own_family
@@ -256,6 +257,7 @@ def amortize(
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), batch, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
+    check_slopes(Joint(model, structure, params), batch)
     plan = choose(
         model,
         structure,
