@@ -7,12 +7,13 @@ the trained numbers, and enough to build the guide's skeleton without data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ._errors import DataError, GuideError, ModelError, check_entries
@@ -28,6 +29,7 @@ from .families.normal import diagonal, full, low_rank
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
+from .joint.arguments import unplanned
 from .joint.joint import Joint
 from .joint.levels import levels_of
 from .joint.probe import initial_params, probe
@@ -171,7 +173,8 @@ def choose(
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
     if not local and not shared and not structure.summed:
-        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn")
+        why = "".join(f"; {a.needed}" for a in structure.arguments if a.needed == unplanned(a.name))
+        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn{why}")
     if not local:
         why = "the model has no local latents" + " but discrete ones, which are summed exactly" * bool(structure.summed)
         _refuse({"encoder": encoder, "family": family, "head": head}, why)
@@ -194,6 +197,16 @@ def choose(
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
+
+
+def _check_missing(structure: Structure, missing: Sequence[str]) -> None:
+    for name in missing:
+        if name not in structure.labels:
+            raise GuideError(
+                f"missing={list(missing)}: '{name}' of model '{structure.model}' is no label (observed by a discrete "
+                "site of finite support on which other sites depend), and where nothing is missing in training no "
+                "encoder learns to read what misses it; give data of which some lacks it, or leave it out"
+            )
 
 
 def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
@@ -227,6 +240,7 @@ def amortize(
     shared_family: Recipe | None = None,
     head: Recipe | None = None,
     classifier: Recipe | None = None,
+    missing: Sequence[str] = (),
 ) -> Plan:
     """Reads and probes `model`, checks `data`, and plans the guide; nothing is trained, no key is needed.
 
@@ -240,6 +254,8 @@ def amortize(
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
       them; discrete sites of inner plates, and of units without numbers, are summed exactly instead.
+    - `missing`: labels (observed discrete sites on which others depend) that may be missing later, though none is in
+      `data`; they are then summed over, as those of which some are missing here.
 
     **Returns** a `Plan`: `print` shows it, `fit` trains it.
 
@@ -253,7 +269,10 @@ def amortize(
             "check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
         )
     batch = to_batch(found)
-    structure = read(model, batch, found.axes, plate)
+    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
+    batch = dataclasses.replace(batch, masks={**batch.masks, **full})
+    structure = read(model, batch, found.axes, plate, missing)
+    _check_missing(structure, missing)
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), batch, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))

@@ -127,9 +127,11 @@ class Joint(eqx.Module):
 
     def _agrees(self, argument: str, value: Array, unit: Batch) -> Array:
         """Whether values of an observed argument are those that were seen, where they were."""
-        axis = self.structure.argument(argument).axis
-        same = jnp.expand_dims(unit.arrays[argument], axis) == value
-        return same | ~jnp.expand_dims(unit.masks[argument], axis) if argument in unit.masks else same
+        axis, added = self.structure.argument(argument).axis, self.structure.labels[argument].added
+        label = unit.arrays[argument]
+        mask = unit.masks.get(argument, jnp.ones_like(label, bool))
+        label, mask = (jnp.expand_dims(jnp.expand_dims(x, axis), added) for x in (label, mask))
+        return (label == value) | ~mask
 
     def constrain(self, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None) -> dict[str, Array]:
         """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped.
@@ -196,8 +198,8 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        chosen = {s.name: records[s.name].value for s in self.structure.learned}
-        return self._with_number(free, chosen), self._responses(records, unit)
+        numbers = self._with_number(free, {s.name: records[s.name].value for s in self.structure.learned})
+        return numbers, self._responses(records, unit)
 
     def predict(
         self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
@@ -259,7 +261,7 @@ class Joint(eqx.Module):
         arguments, latents = self._arguments(unit), dict(values)
         for argument, site in self.structure.labels.items():
             if site.name in latents and argument in unit.masks:
-                own, value = arguments[argument], latents.pop(site.name)
+                own, value = arguments[argument], site.as_argument(latents.pop(site.name))
                 seen = jnp.expand_dims(unit.masks[argument], self.structure.argument(argument).axis)
                 arguments[argument] = jnp.where(seen, own, value.astype(own.dtype))
             latents.pop(site.name, None)

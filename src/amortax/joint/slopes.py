@@ -1,8 +1,8 @@
 """Has log p a slope at every value of a discrete site? At a structural zero it may not, and then nothing can train.
 
-`Poisson(on * rate)` has the density 1 of no event at `on = 0`, but its slope by `rate` is 0 · (0 / 0), which is NaN; and
-in a sum over `on` a NaN stays one, however improbable the value. So slopes are looked at before training, one discrete
-site at a time.
+`Poisson(on * rate)` has the density 1 of no event at `on = 0`, but its slope by `rate` is 0 · (0 / 0), which is NaN;
+and in a sum over `on` a NaN stays one, however improbable the value. So slopes are looked at before training, one
+discrete site at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_UNITS = 8
 
 
 def check_slopes(joint: Joint, data: Batch) -> None:
-    """Raises `ModelError` for a value of a discrete site at which log p of a unit has no finite slope, but at others."""
+    """Raises `ModelError` for a value of a discrete site at which, but not at others, a unit has no finite slope."""
     units = jax.tree.map(lambda x: jnp.asarray(x[:MOST_UNITS]), data)
     first = {site.name: jnp.asarray(site.choices[0]) for site in joint.structure.summed}
     for site in joint.structure.summed:

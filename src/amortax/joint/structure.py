@@ -30,6 +30,7 @@ class Site:
     free_shape: tuple[int, ...]  # unconstrained value, in the model's layout; () unless latent
     support: str
     argument: str | None = None  # observed through this argument itself
+    added: tuple[int, ...] = ()  # axes of length one, from the right, that the model gives it
     unit_dim: int = 0  # the plate's dim, 0 outside it
     checkable: bool = False  # observed in each unit, with a support that depends on no latent
     choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
@@ -39,6 +40,10 @@ class Site:
         shape = self.free_shape if self.role in ("local", "global") else self.event_dim
         where = "per unit" if self.per_unit else "shared"
         return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
+
+    def as_argument(self, value: Array) -> Array:
+        """A value in the model's layout, or the end of its shape, without the axes that its argument lacks."""
+        return jnp.squeeze(value, tuple(axis for axis in self.added if -jnp.ndim(value) <= axis))
 
     @property
     def free_size(self) -> int:
@@ -95,6 +100,7 @@ class Argument:
     first_category: int = 0  # the value that stands for its first element
     positive: bool = False  # observed counts or positive numbers: encoders also see the logarithm
     needed: str = ""  # why none of it may be missing, or empty
+    complete: bool = False  # a label of which none was missing when the model was read, but may be later
 
     def facts(self) -> tuple[Any, ...]:
         """What makes it the same argument."""

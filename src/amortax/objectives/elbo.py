@@ -78,6 +78,13 @@ class ELBO(AbstractObjective):
                 "and some miss, with numeric locals beside it; this model has none: leave it out"
             )
 
+        untaught = [n for n, s in structure.labels.items() if s in structure.learned and structure.argument(n).complete]
+        if untaught and not self.classifier_weight:
+            raise FitError(
+                f"am.ELBO() teaches q({untaught[0]} | data) nothing where no '{untaught[0]}' is missing, and by it "
+                "later ones are inferred; give objective=am.ELBO(classifier_weight=1.0)"
+            )
+
     def is_settled(self, step: int) -> bool:
         """Whether `kl_weight` is."""
         return settled(self.kl_weight, step)
