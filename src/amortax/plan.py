@@ -24,7 +24,7 @@ from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
-from .families.discrete import Categorical, categorical, factorised
+from .families.discrete import Categorical, categorical
 from .families.normal import diagonal, full, low_rank
 from .guide import Block, Guide
 from .heads import concatenate, newton
@@ -32,6 +32,7 @@ from .intake import as_units, to_batch
 from .joint.arguments import unplanned
 from .joint.assignments import element_counts
 from .joint.joint import Joint
+from .joint.levels import refuse_too_many
 from .joint.probe import initial_params, probe
 from .joint.read import read
 from .joint.slopes import check_slopes
@@ -162,6 +163,7 @@ def choose(
 ) -> Plan:
     """Fills in what the user left open."""
     structure = with_choice(structure, encoder, classifier)
+    refuse_too_many(structure)
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
     if not local and not shared and not structure.summed:
@@ -249,7 +251,7 @@ def amortize(
     batch = to_batch(found)
     full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
     batch = dataclasses.replace(batch, masks={**batch.masks, **full})
-    structure = read(model, batch, found.axes, plate, missing=missing, sampled=isinstance(classifier, factorised))
+    structure = read(model, batch, found.axes, plate, missing)
     check_missing(structure, missing)
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), batch, found.labels.tolist())

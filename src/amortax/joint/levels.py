@@ -79,13 +79,12 @@ def levels_of(structure: Structure, known: Collection[Site] = ()) -> tuple[Level
 
 
 def refuse_sums(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
-    """Raises `ModelError` for discrete sites that can't be summed element by element, or have too many assignments.
+    """Raises `ModelError` for discrete sites that can't be summed element by element.
 
     **Arguments**: `follows` names, for every site, the latents and arguments on which its distribution depends.
     """
     _refuse_shared_elements(structure, follows)
     _refuse_crossed(structure)
-    _refuse_too_many(structure)
 
 
 def _refuse_shared_elements(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
@@ -118,8 +117,8 @@ def _refuse_crossed(structure: Structure) -> None:
             )
 
 
-def _refuse_too_many(structure: Structure) -> None:
-    """The product of all supports is bounded: it multiplies the work of every evaluation."""
+def refuse_too_many(structure: Structure) -> None:
+    """Raises `ModelError` for too many assignments of what is not drawn: they multiply the work of every evaluation."""
     levels = levels_of(structure, structure.drawn)
     total = math.prod(level.size for level in levels)
     if total <= MOST_ASSIGNMENTS:

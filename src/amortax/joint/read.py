@@ -33,26 +33,18 @@ from .structure import Argument, InnerPlate, Role, Site, Structure
 Frames = Mapping[int, tuple[str, int]]  # dim -> (plate, size)
 
 
-def read(
-    model: Callable,
-    data: Batch,
-    axes: Mapping[str, int],
-    plate: str,
-    *,
-    missing: Collection[str] = (),
-    sampled: bool = False,
-) -> Structure:
+def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, missing: Collection[str] = ()) -> Structure:
     """Reads `model` for the units of `data` (all units, host arrays) along `plate`.
 
-    **Arguments**: `missing` names labels that may be missing later, though none is here; `sampled`: whether discrete
-    sites of the unit itself will be drawn, and may have any number of assignments.
+    **Arguments**: `missing` names labels that may be missing later, though none is here.
 
     **Raises** `ModelError`, naming the site and what to write instead, for anything that can't be amortized.
     """
     check_arguments(model, names := list(data.arrays), axes)
     whole = observe(model, shapes(data, axes, num_units := len(data.arrays[names[0]])))
     refuse_plates(model, whole, plate, num_units)
-    one = _with_axes(observe(model, specs := shapes(data, axes, 1)), whole)
+    specs = shapes(data, axes, 1)
+    one = _with_axes(observe(model, specs), whole)
     refuse_plates(model, one, plate, 1)
     refuse_sites(model, one, plate)
     inner = _inner_plates(model, data, axes, one, plate)
@@ -85,7 +77,7 @@ def read(
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
         cannot_simulate=_cannot_simulate(one, links, arguments),
     )
-    refuse_sums(dataclasses.replace(structure, classified=sampled, sampled=sampled), links.follows)
+    refuse_sums(structure, links.follows)
     return structure
 
 

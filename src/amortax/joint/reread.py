@@ -25,7 +25,7 @@ def matching_params(model: Callable, structure: Structure, path: str) -> PyTree:
     data = _stand_in(structure)
     axes = {a.name: a.axis for a in structure.arguments if a.axis}
     try:
-        found = read(model, data, axes, structure.plate, sampled=structure.sampled)
+        found = read(model, data, axes, structure.plate)
     except ModelError as error:
         raise ArtifactError(f"{path}: model '{name_of(model)}' is not the one that was trained: {error}") from error
     if difference := structure.difference(found):
