@@ -226,4 +226,28 @@ MUTATIONS = (
         "exact/test_hierarchy.py",
         "root_two",
     ),
+    Mutation(
+        "a draw in its own baseline",
+        "objectives/score.py",
+        "others = (jnp.sum(each, axis=0) - each) / (count - 1)",
+        "others = jnp.broadcast_to(jnp.mean(each, axis=0), each.shape)",
+        "exact/test_score.py",
+        "all_assignments and elbo",
+    ),
+    Mutation(
+        "VIMCO without the score in its weights",
+        "objectives/score.py",
+        "(gain - excess) * by_parameters",
+        "gain * by_parameters",
+        "exact/test_score.py",
+        "all_assignments and vimco",
+    ),
+    Mutation(
+        "log q of a choice forgotten",
+        "guide.py",
+        "log_q + log_choice",
+        "log_q",
+        "exact/test_drawn_choices.py",
+        "of_one_q",
+    ),
 )

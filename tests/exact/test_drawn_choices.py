@@ -206,6 +206,18 @@ def test_what_can_not_be_drawn_or_learned_is_refused(plan):
         )
 
 
+def test_straight_through_needs_arithmetic():
+    def indexed(x):
+        with numpyro.plate("unit", x.shape[0]):
+            h = numpyro.sample("h", dist.Bernoulli(0.5 * jnp.ones(3)).to_event(1))
+            numpyro.sample("x", dist.Normal(jnp.array([0.0, 1.0])[h].sum(-1), 1.0), obs=x)
+
+    data = {"x": np.ones(5, np.float32)}
+    plan = am.amortize(indexed, data, plate="unit", classifier=am.factorised())
+    with pytest.raises(am.FitError, match=r"can't take \['h'\] as numbers .*raised TypeError: .*arithmetic"):
+        am.fit(plan, data, key=jax.random.key(0), objective=am.ELBO(straight_through=0.5))
+
+
 def test_straight_through_is_labelled_where_the_posterior_is_shown(plan):
     data = patients(UNITS, seed=0)
     posterior = am.fit(plan, data, key=jax.random.key(0), num_steps=5, objective=am.ELBO(straight_through=0.5))

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._errors import FitError
+from .._errors import FitError, ModelError
 from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -167,5 +167,13 @@ def relaxed_bounds(
     """
     choice_key, key = jax.random.split(key)
     at = guide.at_choices(choice_key, context, shared, batch, joint, temperature)
-    draws = local_draws(key, guide, joint, at, context, shared)
+    try:
+        draws = local_draws(key, guide, joint, at, context, shared)
+    except ModelError as error:
+        names = [site.name for site in joint.structure.drawn]
+        raise FitError(
+            f"am.ELBO(straight_through={temperature:g}): the model can't take {names} "
+            f"as numbers between two values: {error}; write what depends on them by arithmetic (a + b * c), or leave "
+            "straight_through out: the score function asks nothing of the model"
+        ) from error
     return draws.elbo - guide.choices_log_prob(context, shared, at, joint), draws.log_prior
