@@ -230,6 +230,12 @@ def _with_depth(family: Recipe, depth: int) -> Recipe:
     return dataclasses.replace(family, **inner, **own)
 
 
+def _with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
+    """The batch with a mask of every argument that may have gaps later."""
+    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
+    return dataclasses.replace(batch, masks={**batch.masks, **full})
+
+
 def amortize(
     model: Callable,
     data: Any,
@@ -249,7 +255,8 @@ def amortize(
     - `model`: an ordinary NumPyro model; its arguments are found in `data` by name. Bind constants with
       `functools.partial`.
     - `data`: a dict of arrays (unit axis first) or of lists of arrays (ragged), a `Units`, or what `units` takes.
-    - `plate`: the plate whose elements are the units.
+    - `plate`: the plate whose elements are the units. Where it has no latents, nothing is amortized: q is of the
+      globals alone, and a single unit will do.
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
@@ -263,18 +270,18 @@ def amortize(
     that doesn't fit; each names the site or argument and what to do.
     """
     found = as_units(data, model, plate)
-    if len(found) < 2:
-        raise DataError(
-            f"data has {len(found)} unit of plate '{plate}'; amortizing needs several to learn from: "
-            "check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )
-    batch = to_batch(found)
-    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
-    batch = dataclasses.replace(batch, masks={**batch.masks, **full})
+    given = batch = _with_gaps(to_batch(found), missing)
+    if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
+        batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     _check_missing(structure, missing)
+    if len(found) < 2 and structure.size("local"):
+        raise DataError(
+            f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
+            "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )
     params = initial_params(model, structure, batch, jax.random.key(0))
-    check_values(Joint(model, structure, params), batch, found.labels.tolist())
+    check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
     plan = choose(
