@@ -24,8 +24,9 @@ from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
+from .families.blocks import blocks
 from .families.discrete import categorical
-from .families.normal import diagonal, full, low_rank
+from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
@@ -190,10 +191,12 @@ def choose(
     if local:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
         depth = 1 if shared or classified else 0
-        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), depth)
+        family = _with(family or (full() if local <= FULL_LOCAL else diagonal()), "depth", depth)
+        chosen["family"] = _with(family, "layout", structure.layout("local"))
         chosen["classifier"] = (classifier or categorical()) if classified else None
     if shared:
-        chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
+        shared_family = shared_family or (full() if shared <= FULL_SHARED else blocks())
+        chosen["shared_family"] = _with(shared_family, "layout", structure.layout("global"))
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
@@ -222,11 +225,11 @@ def _refuse(given: dict[str, Recipe | None], why: str) -> None:
             raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
 
 
-def _with_depth(family: Recipe, depth: int) -> Recipe:
-    """The recipe with `depth` where it, or a recipe inside it, leaves that open."""
+def _with(family: Recipe, name: str, value: Any) -> Recipe:
+    """The recipe with `value` for the option `name` where it, or a recipe inside it, leaves that open."""
     options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {name: _with_depth(value, depth) for name, value in options.items() if isinstance(value, Recipe)}
-    own = {"depth": depth} if options.get("depth", 0) is None else {}
+    inner = {key: _with(option, name, value) for key, option in options.items() if isinstance(option, Recipe)}
+    own = {name: value} if options.get(name, 0) is None else {}
     return dataclasses.replace(family, **inner, **own)
 
 
