@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from ._errors import DataError, GuideError, ModelError, check_entries
 from ._recipe import Recipe, from_json
-from ._types import Fixed
+from ._types import Batch, Fixed
 from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
