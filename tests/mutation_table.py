@@ -136,8 +136,8 @@ MUTATIONS = (
     Mutation(
         "sign of a log determinant",
         "families/flow.py",
-        "return mean + jnp.exp(log_scale) * value, self.base.log_prob(start) - log_det",
-        "return mean + jnp.exp(log_scale) * value, self.base.log_prob(start) + log_det",
+        "return value, self.base.log_prob(start) - log_det - log_scale",
+        "return value, self.base.log_prob(start) + log_det - log_scale",
         "contracts/test_families.py",
         "log_determinant",
     ),

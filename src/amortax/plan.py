@@ -16,20 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._errors import DataError, ModelError, check_entries
+from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
-from ._types import Fixed
+from ._types import Batch, Fixed
 from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
+from .families.blocks import blocks
 from .families.discrete import Categorical, categorical
-from .families.normal import diagonal, full, low_rank
+from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
-from .joint.arguments import unplanned
 from .joint.assignments import element_counts
 from .joint.joint import Joint
 from .joint.levels import refuse_too_many
@@ -39,7 +39,7 @@ from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .own import first_row, own_family
-from .unsuited import check_head, check_missing, refuse_idle, refuse_without_numbers, with_choice
+from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
 RECIPE_NAMES = ("encoder", "head", "family", "shared_family", "classifier")
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
@@ -166,9 +166,7 @@ def choose(
     refuse_too_many(structure)
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
-    if not local and not shared and not structure.summed:
-        why = "".join(f"; {a.needed}" for a in structure.arguments if a.needed == unplanned(a.name))
-        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn{why}")
+    check_latents(structure)
     if not local:
         refuse_without_numbers(structure, encoder=encoder, family=family, head=head)
     if not shared:
@@ -184,11 +182,13 @@ def choose(
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
         depth = 1 if shared or structure.classified else 0
-        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), depth)
+        family = _with(family or (full() if local <= FULL_LOCAL else diagonal()), "depth", depth)
+        chosen["family"] = _with(family, "layout", structure.layout("local"))
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
-        chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
+        shared_family = shared_family or (full() if shared <= FULL_SHARED else blocks())
+        chosen["shared_family"] = _with(shared_family, "layout", structure.layout("global"))
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
@@ -201,12 +201,18 @@ def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
     return deep_set(width=32, depth=1) if small else deep_set()
 
 
-def _with_depth(family: Recipe, depth: int) -> Recipe:
-    """The recipe with `depth` where it, or a recipe inside it, leaves that open."""
+def _with(family: Recipe, name: str, value: Any) -> Recipe:
+    """The recipe with `value` for the option `name` where it, or a recipe inside it, leaves that open."""
     options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {name: _with_depth(value, depth) for name, value in options.items() if isinstance(value, Recipe)}
-    own = {"depth": depth} if options.get("depth", 0) is None else {}
+    inner = {key: _with(option, name, value) for key, option in options.items() if isinstance(option, Recipe)}
+    own = {name: value} if options.get(name, 0) is None else {}
     return dataclasses.replace(family, **inner, **own)
+
+
+def _with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
+    """The batch with a mask of every argument that may have gaps later."""
+    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
+    return dataclasses.replace(batch, masks={**batch.masks, **full})
 
 
 def amortize(
@@ -228,7 +234,8 @@ def amortize(
     - `model`: an ordinary NumPyro model; its arguments are found in `data` by name. Bind constants with
       `functools.partial`.
     - `data`: a dict of arrays (unit axis first) or of lists of arrays (ragged), a `Units`, or what `units` takes.
-    - `plate`: the plate whose elements are the units.
+    - `plate`: the plate whose elements are the units. Where it has no latents, nothing is amortized: q is of the
+      globals alone, and a single unit will do.
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
@@ -243,18 +250,18 @@ def amortize(
     that doesn't fit; each names the site or argument and what to do.
     """
     found = as_units(data, model, plate)
-    if len(found) < 2:
-        raise DataError(
-            f"data has {len(found)} unit of plate '{plate}'; amortizing needs several to learn from: "
-            "check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )
-    batch = to_batch(found)
-    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
-    batch = dataclasses.replace(batch, masks={**batch.masks, **full})
+    given = batch = _with_gaps(to_batch(found), missing)
+    if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
+        batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     check_missing(structure, missing)
+    if len(found) < 2 and structure.size("local"):
+        raise DataError(
+            f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
+            "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )
     params = initial_params(model, structure, batch, jax.random.key(0))
-    check_values(Joint(model, structure, params), batch, found.labels.tolist())
+    check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
     plan = choose(

@@ -1,15 +1,16 @@
-"""Which recipes don't suit the model, or one another? Errors that name them, before anything is built."""
+"""What doesn't suit: a model without latents, recipes without use, or that don't go together? Errors that name them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-from ._errors import GuideError
+from ._errors import GuideError, ModelError
 from ._recipe import Recipe
 from .encoders.free import free
 from .families.discrete import factorised
 from .heads import newton
+from .joint.arguments import unplanned
 from .joint.structure import Structure
 
 
@@ -31,6 +32,13 @@ def with_choice(structure: Structure, encoder: Recipe | None, classifier: Recipe
             "out the encoder, and one is chosen by the data"
         )
     return dataclasses.replace(structure, classified=True, sampled=True)
+
+
+def check_latents(structure: Structure) -> None:
+    """There must be something to learn."""
+    if not (structure.size("local") or structure.size("global") or structure.summed):
+        why = "".join(f"; {a.needed}" for a in structure.arguments if a.needed == unplanned(a.name))
+        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn{why}")
 
 
 def check_head(encoder: Recipe | None, head: Recipe | None) -> None:
