@@ -85,7 +85,7 @@ def test_bounds_of_a_listed_choice_are_those_of_quadrature(alpha):
 
 
 @pytest.mark.parametrize(
-    "objective", [am.ForwardKL(), am.WakeSleep(), am.WakeSleep(8, wake_share=1)], ids=["forward", "sleep", "wake"]
+    "objective", [am.ForwardKL(), am.WakeSleep(), am.WakeSleep(8, wake_share=1.0)], ids=["forward", "sleep", "wake"]
 )
 def test_what_covers_ends_at_the_marginals_of_the_posterior(objective):
     """Of all independent elements those with the posterior's marginals are nearest in forward KL."""

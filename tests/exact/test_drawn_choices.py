@@ -170,7 +170,7 @@ def test_labels_of_some_elements_are_kept_and_taught():
     own = np.take_along_axis(np.asarray(each), y[:, :, None], axis=2)[:, :, 0]
     np.testing.assert_allclose(told, np.where(missing, 0.0, own).sum(axis=1), rtol=1e-4)
     unseen = fitted.sample({"x": data["x"]}, num_samples=5, key=jax.random.key(2))  # labels may be left out
-    assert unseen["y"].shape == (5, 10, 40)
+    assert unseen["y"].shape == (5, 10, 20)
 
 
 def test_what_can_not_be_drawn_or_learned_is_refused(plan):
