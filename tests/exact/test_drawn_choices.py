@@ -72,7 +72,7 @@ def plan():
     return am.amortize(noisy_or, patients(UNITS, seed=0), plate="patient", classifier=am.factorised())
 
 
-@pytest.mark.parametrize("objective", [None, am.IWELBO(8)], ids=["elbo", "vimco"])
+@pytest.mark.parametrize("objective", [None, pytest.param(am.IWELBO(8), marks=pytest.mark.slow)], ids=["elbo", "vimco"])
 def test_the_bound_is_that_of_the_best_factorised_q(plan, objective):
     data = patients(UNITS, seed=0)
     posterior = am.fit(plan, data, key=jax.random.key(0), objective=objective, num_steps=1500)
