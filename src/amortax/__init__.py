@@ -35,6 +35,7 @@ _HOME = {
     "diagonal": "families.normal",
     "full": "families.normal",
     "low_rank": "families.normal",
+    "blocks": "families.blocks",
     "student_t": "families.heavy",
     "mixture": "families.mixture",
     "categorical": "families.discrete",

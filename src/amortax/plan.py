@@ -18,14 +18,15 @@ from jaxtyping import Array
 
 from ._errors import DataError, GuideError, ModelError, check_entries
 from ._recipe import Recipe, from_json
-from ._types import Fixed
+from ._types import Batch, Fixed
 from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
+from .families.blocks import blocks
 from .families.discrete import categorical
-from .families.normal import diagonal, full, low_rank
+from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
@@ -34,6 +35,7 @@ from .joint.joint import Joint
 from .joint.levels import levels_of
 from .joint.probe import initial_params, probe
 from .joint.read import read
+from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .own import first_row, own_family
@@ -189,10 +191,12 @@ def choose(
     if local:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
         depth = 1 if shared or classified else 0
-        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), depth)
+        family = _with(family or (full() if local <= FULL_LOCAL else diagonal()), "depth", depth)
+        chosen["family"] = _with(family, "layout", structure.layout("local"))
         chosen["classifier"] = (classifier or categorical()) if classified else None
     if shared:
-        chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
+        shared_family = shared_family or (full() if shared <= FULL_SHARED else blocks())
+        chosen["shared_family"] = _with(shared_family, "layout", structure.layout("global"))
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
@@ -221,12 +225,18 @@ def _refuse(given: dict[str, Recipe | None], why: str) -> None:
             raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
 
 
-def _with_depth(family: Recipe, depth: int) -> Recipe:
-    """The recipe with `depth` where it, or a recipe inside it, leaves that open."""
+def _with(family: Recipe, name: str, value: Any) -> Recipe:
+    """The recipe with `value` for the option `name` where it, or a recipe inside it, leaves that open."""
     options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {name: _with_depth(value, depth) for name, value in options.items() if isinstance(value, Recipe)}
-    own = {"depth": depth} if options.get("depth", 0) is None else {}
+    inner = {key: _with(option, name, value) for key, option in options.items() if isinstance(option, Recipe)}
+    own = {name: value} if options.get(name, 0) is None else {}
     return dataclasses.replace(family, **inner, **own)
+
+
+def _with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
+    """The batch with a mask of every argument that may have gaps later."""
+    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
+    return dataclasses.replace(batch, masks={**batch.masks, **full})
 
 
 def amortize(
@@ -248,7 +258,8 @@ def amortize(
     - `model`: an ordinary NumPyro model; its arguments are found in `data` by name. Bind constants with
       `functools.partial`.
     - `data`: a dict of arrays (unit axis first) or of lists of arrays (ragged), a `Units`, or what `units` takes.
-    - `plate`: the plate whose elements are the units.
+    - `plate`: the plate whose elements are the units. Where it has no latents, nothing is amortized: q is of the
+      globals alone, and a single unit will do.
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
@@ -262,19 +273,20 @@ def amortize(
     that doesn't fit; each names the site or argument and what to do.
     """
     found = as_units(data, model, plate)
-    if len(found) < 2:
-        raise DataError(
-            f"data has {len(found)} unit of plate '{plate}'; amortizing needs several to learn from: "
-            "check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )
-    batch = to_batch(found)
-    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
-    batch = dataclasses.replace(batch, masks={**batch.masks, **full})
+    given = batch = _with_gaps(to_batch(found), missing)
+    if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
+        batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     _check_missing(structure, missing)
+    if len(found) < 2 and structure.size("local"):
+        raise DataError(
+            f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
+            "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )
     params = initial_params(model, structure, batch, jax.random.key(0))
-    check_values(Joint(model, structure, params), batch, found.labels.tolist())
+    check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
+    check_slopes(Joint(model, structure, params), batch)
     plan = choose(
         model,
         structure,

@@ -13,6 +13,7 @@ from .encoders.free import free
 from .encoders.image import convolution
 from .encoders.sets import attention_set, deep_set
 from .families.autoregressive import iaf, maf
+from .families.blocks import blocks
 from .families.coupling import coupling
 from .families.discrete import categorical
 from .families.heavy import student_t
@@ -27,7 +28,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
         *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
-        *(diagonal, full, low_rank, student_t, mixture),
+        *(diagonal, full, low_rank, blocks, student_t, mixture),
         categorical,
         *(coupling, maf, iaf, planar, affine, spline),
     )

@@ -80,7 +80,7 @@ WRONG = [*ROWS[:2], np.array([0, 3])]
 WITH_GAP = [*RAGGED[:2], np.array([1.0, NAN], np.float32), RAGGED[3]]
 CASES = [
     ("scalar", simple, {"x": 1.0, "y": FLAT}, ["data['x'] is a single value", "functools.partial(model, x=...)"]),
-    ("one_unit", simple, {"x": FLAT[:1], "y": FLAT[:1]}, ["data has 1 unit of plate 'u'", "numpyro.infer.NUTS"]),
+    ("one_unit", simple, {"x": FLAT[:1], "y": FLAT[:1]}, ["data has 1 unit of plate 'u' and", "numpyro.infer.NUTS"]),
     ("no_units", simple, {"x": FLAT[:0], "y": FLAT[:0]}, ["data['x'] has zero units"]),
     ("no_arguments", simple, {}, ["at least one argument, got an empty dict"]),
     ("sizes", simple, {"x": FLAT, "y": FLAT[:3]}, ["data['x'] has 5 units but data['y'] has 3"]),

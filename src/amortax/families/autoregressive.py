@@ -26,6 +26,7 @@ from .._recipe import Recipe
 from .._types import Context
 from .flow import START, AbstractLayer, Flow, build_flow
 from .heavy import student_t
+from .normal import diagonal, full
 from .transforms import AbstractTransform, affine
 
 
@@ -42,6 +43,7 @@ class iaf(Recipe):
     width: int = 64
     depth: int = 1
     base: student_t | None = None
+    outer: diagonal | full | None = None
 
     def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> Flow:
         """The family on R^size."""
@@ -66,6 +68,7 @@ class maf(Recipe):
     width: int = 64
     depth: int = 1
     base: student_t | None = None
+    outer: diagonal | full | None = None
 
     def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> Flow:
         """The family on R^size."""

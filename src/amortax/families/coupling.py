@@ -22,6 +22,7 @@ from .._recipe import Recipe
 from .._types import Context
 from .flow import START, AbstractLayer, Flow, build_flow
 from .heavy import student_t
+from .normal import diagonal, full
 from .transforms import AbstractTransform, affine
 
 
@@ -35,6 +36,7 @@ class coupling(Recipe):
     - `transform`: `am.affine()`, or `am.spline()` for more freedom at about six times the cost.
     - `width`, `depth`: hidden layers of the networks.
     - `base`: None for standard normals, `am.student_t(df)` for heavy tails.
+    - `outer`: the affine map after all layers, `am.diagonal()` or `am.full()`; None: full without a context.
 
     **Raises** `GuideError` when built on one dimension, where there is nothing to condition on.
     """
@@ -44,6 +46,7 @@ class coupling(Recipe):
     width: int = 64
     depth: int = 1
     base: student_t | None = None
+    outer: diagonal | full | None = None
 
     def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> Flow:
         """The family on R^size."""

@@ -1,9 +1,11 @@
 """What is a normalizing flow? A simple distribution pushed through invertible layers, then an affine map.
 
-    u = m + s ⊙ f_L( ... f_1(z) ... ),   z ~ base,   log q(u) = log base(z) - Σ_l log |det f_l'| - Σ log s
+    u = m + A f_L( ... f_1(z) ... ),   z ~ base,   log q(u) = log base(z) - Σ_l log |det f_l'| - log det A
 
 All layers are one module whose arrays have a leading axis, run by `jax.lax.scan`: compile time does not grow with their
-number. The outermost map holds what most posteriors need, location and scale; the layers start near the identity.
+number. The outermost map holds what most posteriors need: location and scales, and, without a context, correlations
+too (A lower triangular), so that a flow for the globals starts as the full normal that it bends. The layers start near
+the identity.
 Normalizing flows as q: Rezende and Mohamed 2015.
 """
 
@@ -20,9 +22,11 @@ from jaxtyping import Array, Float
 
 from .._errors import GuideError
 from .._types import Context, whole_number
-from .base import AbstractSingle, Component, Conditioner, bounded_log_scale, standard_log_prob
+from .base import AbstractSingle, Component, standard_log_prob
+from .normal import AbstractAffine, diagonal, full
 
 START = 0.1  # share of the usual spread with which the last weights of a layer's network are drawn
+FULL = 200  # largest dimension for which the outer map of a flow without context is full
 
 
 class AbstractBase(eqx.Module):
@@ -86,7 +90,7 @@ class Flow(AbstractSingle):
     size: int = eqx.field(static=True)
     base: AbstractBase
     layers: AbstractLayer  # every array with a leading axis of layers
-    parameters: Conditioner
+    outer: AbstractAffine
 
     @property
     def cheap_log_prob(self) -> bool:
@@ -98,34 +102,28 @@ class Flow(AbstractSingle):
         """What the base takes."""
         return self.base.noise_size
 
-    def _affine(self, context: Context) -> tuple[Array, Array]:
-        free = self.parameters(context)
-        return free[: self.size], bounded_log_scale(free[self.size :])
-
     def sample_and_log_prob(
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
         start = self.base.draw(noise)
-        value, log_det = through(self.layers, start, context)
-        mean, log_scale = self._affine(context)
-        return mean + jnp.exp(log_scale) * value, self.base.log_prob(start) - log_det - jnp.sum(log_scale)
+        bent, log_det = through(self.layers, start, context)
+        value, log_scale = self.outer.stretch(bent, context)
+        return value, self.base.log_prob(start) - log_det - log_scale
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
-        mean, log_scale = self._affine(context)
-        start, log_det = back_through(self.layers, (value - mean) * jnp.exp(-log_scale), context)
-        return self.base.log_prob(start) - log_det - jnp.sum(log_scale)
+        bent, log_scale = self.outer.shrink(value, context)
+        start, log_det = back_through(self.layers, bent, context)
+        return self.base.log_prob(start) - log_det - log_scale
 
     def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """`m` and `s`."""
-        mean, log_scale = self._affine(context)
-        return mean, jnp.exp(log_scale)
+        """Those of the outer normal."""
+        return self.outer.mean_and_sd(context)
 
     def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`(value - m) / s`."""
-        mean, log_scale = self._affine(context)
-        return (value - mean) * jnp.exp(-log_scale)
+        """What the outer map makes `value` of."""
+        return self.outer.standardize(value, context)
 
 
 def through(layers: AbstractLayer, value: Array, context: Context) -> tuple[Array, Array]:
@@ -160,9 +158,11 @@ def stacked(build: Callable[[Array], Any], count: int, key: Array) -> Any:
 def build_flow(
     recipe: Any, size: int, context_sizes: tuple[int, ...], layer: Callable[[Array], AbstractLayer], *, key: Array
 ) -> Flow:
-    """The flow of `recipe` (its `layers`, `width`, `depth`, `base`) on R^size whose layers `layer` builds."""
+    """The flow of `recipe` (its `layers`, `width`, `depth`, `base`, `outer`) on R^size whose layers `layer` builds."""
     whole_number(f"{recipe!r}: layers", recipe.layers, GuideError)
     layers_key, affine_key = jax.random.split(key)
     base = NormalBase(size) if recipe.base is None else recipe.base.build_base(size)
-    affine = Conditioner(2 * size, size, context_sizes, recipe.width, recipe.depth, key=affine_key)
-    return Flow(size, base, stacked(layer, recipe.layers, layers_key), affine)
+    free = not context_sizes and size <= FULL
+    outer = recipe.outer or (full() if free else diagonal(width=recipe.width, depth=recipe.depth))
+    layers = stacked(layer, recipe.layers, layers_key)
+    return Flow(size, base, layers, outer.build(size, context_sizes, key=affine_key))

@@ -90,14 +90,14 @@ class StudentT(AbstractSingle):
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
-        mean, factor, log_diagonal = self.normal.location_and_factor(context)
         standard = self.base.draw(noise)
-        return mean + factor @ standard, self.base.log_prob(standard) - jnp.sum(log_diagonal)
+        value, log_det = self.normal.stretch(standard, context)
+        return value, self.base.log_prob(standard) - log_det
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
-        _, _, log_diagonal = self.normal.location_and_factor(context)
-        return self.base.log_prob(self.normal.standardize(value, context)) - jnp.sum(log_diagonal)
+        standard, log_det = self.normal.shrink(value, context)
+        return self.base.log_prob(standard) - log_det
 
     def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """The location, and the scales times √(ν / (ν - 2))."""

@@ -8,6 +8,7 @@ full       u = m + L ε                   Σ = L Lᵀ,  L lower triangular
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from typing import ClassVar
 
 import equinox as eqx
@@ -75,11 +76,9 @@ class low_rank(Recipe):
         return LowRankNormal(size, self.rank, parameters)
 
 
-class DiagonalNormal(AbstractSingle):
-    """Independent normals."""
+class AbstractAffine(AbstractSingle):
+    """A normal whose draws are an increasing affine map of as many standard normals; flows end with such a map."""
 
-    size: int = eqx.field(static=True)
-    parameters: Conditioner
     cheap_log_prob: ClassVar[bool] = True
 
     @property
@@ -87,46 +86,64 @@ class DiagonalNormal(AbstractSingle):
         """One normal for every number."""
         return self.size
 
-    def _split(self, context: Context) -> tuple[Array, Array]:
-        free = self.parameters(context)
-        return free[: self.size], bounded_log_scale(free[self.size :])
+    @abstractmethod
+    def stretch(self, standard: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """The image of `standard`, and the log determinant of the map."""
+
+    @abstractmethod
+    def shrink(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """What `stretch` maps to `value`, and the log determinant of `stretch`."""
 
     def sample_and_log_prob(
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One reparametrised draw and its log density in nats."""
-        mean, log_scale = self._split(context)
-        return mean + jnp.exp(log_scale) * noise, standard_log_prob(noise) - jnp.sum(log_scale)
+        value, log_det = self.stretch(noise, context)
+        return value, standard_log_prob(noise) - log_det
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
         """Log density of `value` in nats."""
+        standard, log_det = self.shrink(value, context)
+        return standard_log_prob(standard) - log_det
+
+    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """The standard normals of which `value` is the image."""
+        return self.shrink(value, context)[0]
+
+
+class DiagonalNormal(AbstractAffine):
+    """Independent normals."""
+
+    size: int = eqx.field(static=True)
+    parameters: Conditioner
+
+    def _split(self, context: Context) -> tuple[Array, Array]:
+        free = self.parameters(context)
+        return free[: self.size], bounded_log_scale(free[self.size :])
+
+    def stretch(self, standard: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """`m + s ⊙ standard`, and the log determinant."""
         mean, log_scale = self._split(context)
-        return standard_log_prob((value - mean) * jnp.exp(-log_scale)) - jnp.sum(log_scale)
+        return mean + jnp.exp(log_scale) * standard, jnp.sum(log_scale)
+
+    def shrink(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """`(value - m) / s`, and the log determinant of `stretch`."""
+        mean, log_scale = self._split(context)
+        return (value - mean) * jnp.exp(-log_scale), jnp.sum(log_scale)
 
     def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """`m` and `s`."""
         mean, log_scale = self._split(context)
         return mean, jnp.exp(log_scale)
 
-    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`(value - m) / s`."""
-        mean, log_scale = self._split(context)
-        return (value - mean) * jnp.exp(-log_scale)
 
-
-class FullNormal(AbstractSingle):
+class FullNormal(AbstractAffine):
     """A normal with any covariance, by its Cholesky factor."""
 
     size: int = eqx.field(static=True)
     parameters: Conditioner
-    cheap_log_prob: ClassVar[bool] = True
 
-    @property
-    def noise_size(self) -> int:
-        """One normal for every number."""
-        return self.size
-
-    def location_and_factor(self, context: Context) -> tuple[Array, Array, Array]:
+    def _split(self, context: Context) -> tuple[Array, Array, Array]:
         """`m`, `L` and the log of its diagonal."""
         free = self.parameters(context)
         log_diagonal = bounded_log_scale(free[self.size : 2 * self.size])
@@ -135,27 +152,20 @@ class FullNormal(AbstractSingle):
         unit = jnp.eye(self.size) + triangular(free[2 * self.size :], self.size) / jnp.sqrt(self.size)
         return free[: self.size], jnp.exp(log_diagonal)[:, None] * unit, log_diagonal
 
-    def sample_and_log_prob(
-        self, noise: Float[Array, " noise"], component: Component, context: Context
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """One reparametrised draw and its log density in nats."""
-        mean, factor, log_diagonal = self.location_and_factor(context)
-        return mean + factor @ noise, standard_log_prob(noise) - jnp.sum(log_diagonal)
+    def stretch(self, standard: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """`m + L standard`, and the log determinant."""
+        mean, factor, log_diagonal = self._split(context)
+        return mean + factor @ standard, jnp.sum(log_diagonal)
 
-    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
-        """Log density of `value` in nats."""
-        mean, factor, log_diagonal = self.location_and_factor(context)
-        return standard_log_prob(solve_lower(factor, value - mean)) - jnp.sum(log_diagonal)
+    def shrink(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """`L⁻¹ (value - m)`, and the log determinant of `stretch`."""
+        mean, factor, log_diagonal = self._split(context)
+        return solve_lower(factor, value - mean), jnp.sum(log_diagonal)
 
     def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """`m` and the root of the diagonal of `L Lᵀ`."""
-        mean, factor, _ = self.location_and_factor(context)
+        mean, factor, _ = self._split(context)
         return mean, jnp.sqrt(jnp.sum(factor**2, axis=1))
-
-    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`L⁻¹ (value - m)`."""
-        mean, factor, _ = self.location_and_factor(context)
-        return solve_lower(factor, value - mean)
 
 
 class LowRankNormal(AbstractSingle):

@@ -24,6 +24,7 @@ from .._types import Context
 from .base import Conditioner
 from .flow import AbstractLayer, Flow, build_flow
 from .heavy import student_t
+from .normal import diagonal, full
 
 HALVINGS, NEWTON = 20, 4
 _SHIFT = float(np.log(np.e - 1.0))  # so that m(0) = 0: no bend at u = 0
@@ -37,6 +38,7 @@ class planar(Recipe):
     width: int = 64
     depth: int = 1
     base: student_t | None = None
+    outer: diagonal | full | None = None
 
     def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> Flow:
         """The family on R^size."""

@@ -56,6 +56,13 @@ class Site:
         return frozenset(name for name in self.dims if name is not None)
 
     @property
+    def plate_axes(self) -> dict[str, int]:
+        """The axis of the unconstrained value along each of its plates."""
+        ndim = len(self.model_shape)
+        kept = [axis for axis in range(ndim) if axis - ndim not in self.dropped]
+        return {name: axis for axis, name in zip(kept, self.dims, strict=True) if name is not None}
+
+    @property
     def unit_axis(self) -> int:
         """The unit axis of a latent, whose unconstrained event may have fewer axes than the constrained one."""
         return len(self.model_shape) - self.event_dim + self.unit_dim
@@ -158,6 +165,11 @@ class Structure:
     def size(self, role: Literal["local", "global"]) -> int:
         """Total unconstrained dimension of the local or the global sites."""
         return sum(site.free_size for site in self.of(role))
+
+    def layout(self, role: Literal["local", "global"]) -> tuple[tuple[Any, ...], ...]:
+        """For every site its plates, the shape of its unconstrained value, and the axes along these plates."""
+        axes = ((site.plate_axes, site.free_shape) for site in self.of(role))
+        return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
 
     def argument(self, name: str) -> Argument:
         """The argument called `name`."""
