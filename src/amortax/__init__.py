@@ -39,6 +39,7 @@ _HOME = {
     "student_t": "families.heavy",
     "mixture": "families.mixture",
     "categorical": "families.discrete",
+    "factorised": "families.discrete",
     "coupling": "families.coupling",
     "maf": "families.autoregressive",
     "iaf": "families.autoregressive",

@@ -12,6 +12,7 @@ import jax
 
 from ._recipe import Recipe
 from ._types import PyTree
+from .joint.assignments import choice_size
 from .joint.levels import levels_of
 
 SUMMED = "summed exactly"
@@ -70,6 +71,8 @@ def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:
             where = " and ".join([f"per {plan.structure.plate}", *sorted(level.plates)])
             sites, size = ", ".join(site.name for site in level.sites), f"{level.size} values"
             learned = plan.classifier is not None and not level.plates
+            if learned and plan.structure.drawn:
+                size = f"{choice_size(plan.structure)} elements"
             shown = (_show(plan.encoder), _show(plan.classifier), f"{count:,}") if learned else ("-", SUMMED, "0")
             yield where, sites, size, *shown
 

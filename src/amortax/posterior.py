@@ -45,7 +45,9 @@ class Posterior(eqx.Module):
 
     def __str__(self) -> str:
         r = self.record
-        return f"{self.plan}\ntrained on {r.num_units:,} units, {r.num_steps:,} steps, {r.seconds:.1f} s ({r.stopped})"
+        biased = f"\nBIASED gradient: {r.bias}" if r.bias else ""
+        trained = f"trained on {r.num_units:,} units, {r.num_steps:,} steps, {r.seconds:.1f} s ({r.stopped})"
+        return f"{self.plan}\n{trained}{biased}"
 
     def __repr__(self) -> str:
         return f"Posterior(model={self.plan.structure.model}, plate={self.plan.structure.plate})"
@@ -168,7 +170,8 @@ class Posterior(eqx.Module):
             "model": structure.model,
             "plate": structure.plate,
             "plan": str(self.plan),
-            "training": f"{record.num_units} units, {record.num_steps} steps, stopped: {record.stopped}",
+            "training": f"{record.num_units} units, {record.num_steps} steps, stopped: {record.stopped}"
+            + f"; BIASED gradient: {record.bias}" * bool(record.bias),
             "versions": ", ".join(f"{name} {version}" for name, version in record.versions),
         }
 

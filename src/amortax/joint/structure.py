@@ -142,6 +142,7 @@ class Structure:
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
     classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
+    sampled: bool = False  # that q draws their values and does not list them, so that they may be any number
 
     def of(self, *roles: Role) -> tuple[Site, ...]:
         """Sites with one of the roles, in the model's order."""
@@ -149,8 +150,13 @@ class Structure:
 
     @property
     def learned(self) -> tuple[Site, ...]:
-        """Discrete sites of which the guide has a q: those of the unit itself, where it has numbers too."""
+        """Discrete sites of which the guide has a q: the unit's own, if it has numbers too or q draws them."""
         return tuple(site for site in self.summed if not site.plates) if self.classified else ()
+
+    @property
+    def drawn(self) -> tuple[Site, ...]:
+        """Those of the learned sites whose assignments are nowhere listed."""
+        return self.learned if self.sampled else ()
 
     @property
     def labels(self) -> dict[str, Site]:

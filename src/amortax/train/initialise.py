@@ -48,14 +48,15 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
 def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
     """Center and scale of globals and of locals, unconstrained, over draws of the prior at the data's covariates.
 
-    Those of locals that follow a learned choice are given that choice, one row for each: a q of them that starts where
-    they can't be under a choice would never learn that it is possible.
+    Those of locals that follow a learned choice are given that choice, one row for each if they are listed: a q of them
+    that starts where they can't be under a choice would never learn that it is possible.
     """
     size = len(next(iter(data.arrays.values())))
     rows = np.arange(min(PRIOR_DRAWS, size))
     rows = np.resize(rows, PRIOR_DRAWS)
     units = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
-    choices = levels_of(joint.structure)[0].size if joint.structure.learned else None
+    listed = joint.structure.learned and not joint.structure.drawn
+    choices = levels_of(joint.structure)[0].size if listed else None
     if "improper" in joint.structure.cannot_simulate:
         own = _neutral(joint.structure.size("local"))
         return _neutral(joint.shared_size), own if choices is None else _stacked([own] * choices)
@@ -78,7 +79,9 @@ def _simulate(joint: Joint, keys: Array, units: Batch) -> tuple[Array, Array]:
 @eqx.filter_jit
 def _simulate_choices(joint: Joint, keys: Array, units: Batch, choices: Array) -> Array:
     """Draws (choices, draws, d) of locals given each choice."""
-    return jax.vmap(lambda choice: jax.vmap(joint.at(choice).draw_latents)(keys, units)[0])(choices)
+    return jax.vmap(
+        lambda choice: jax.vmap(lambda key, unit: joint.draw_latents(key, unit.at(choice))[0])(keys, units)
+    )(choices)
 
 
 def _stacked(each: list[dict[str, Array]]) -> dict[str, Array]:
