@@ -20,7 +20,7 @@ FLOORS = (
     ("heads", "guide", "own", "recipes", "intake", "describe", "unsuited", "plan"),
     ("objectives",),
     ("train",),
-    ("psis", "chunks", "importance", "answer"),
+    ("psis", "chunks", "importance", "evidence", "answer"),
     ("checks",),
     ("artifact", "interop", "posterior", "comparison", "fitting"),
     ("models",),

@@ -30,6 +30,7 @@ _HOME = {
     "dense": "encoders.dense",
     "deep_set": "encoders.sets",
     "attention_set": "encoders.sets",
+    "convolution": "encoders.image",
     "free": "encoders.free",
     "diagonal": "families.normal",
     "full": "families.normal",

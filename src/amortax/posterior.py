@@ -20,6 +20,7 @@ from .artifact import read_artifact, write_artifact
 from .chunks import row_mask
 from .data import TableSchema, Units
 from .data.arrays import units
+from .evidence import evidence
 from .guide import Guide
 from .intake import conform
 from .interop import to_dataset, values_of
@@ -103,6 +104,24 @@ class Posterior(eqx.Module):
         """Context vectors (units, context): without an encoder, each unit's own parameters."""
         found = self.answerable(data)
         return answer.encode(self.joint, self.guide, found)
+
+    def evidence(self, data: Any, *, key: Array, num_samples: int = 5000) -> Any:
+        """log p(d) of every unit by `num_samples` importance draws from q, in nats; by it of new units models compare.
+
+        **Arguments:** as for `sample`; many draws take time, not memory.
+
+        **Returns** an `xarray.Dataset` with, for every unit, `log_evidence`, its Monte-Carlo `standard_error`, the
+        `elbo` of the same draws, and `pareto_k`: above 0.7 the draws miss much of the posterior, and the evidence is
+        too low by more than its error says. Discrete latents are summed. With globals all are means over draws of
+        q(v) of log p(d | v).
+        """
+        check_key(key)
+        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
+        import xarray
+
+        numbers = evidence(self.joint, self.guide, found, num_samples, key)
+        plate = self._structure.plate
+        return xarray.Dataset({name: (plate, x) for name, x in numbers.items()}, coords={plate: found.labels})
 
     def check(self, data: Any, *, key: Array, training: Any = None, num_samples: int = 500) -> Report:
         """Judges q against the model, unit by unit, and the globals as a whole.

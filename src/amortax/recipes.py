@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from ._recipe import Recipe
 from .encoders.dense import dense
 from .encoders.free import free
+from .encoders.image import convolution
 from .encoders.sets import attention_set, deep_set
 from .families.autoregressive import iaf, maf
 from .families.blocks import blocks
@@ -26,7 +27,7 @@ from .heads import concatenate, newton
 RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
-        *(dense, deep_set, attention_set, free, concatenate, newton),
+        *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
         *(diagonal, full, low_rank, blocks, student_t, mixture),
         *(categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
