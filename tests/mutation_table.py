@@ -240,7 +240,7 @@ MUTATIONS = (
         "(gain - excess) * by_parameters",
         "gain * by_parameters",
         "exact/test_score.py",
-        "all_assignments",
+        "near_the_posterior",
     ),
     Mutation(
         "log q of a choice forgotten",

@@ -146,29 +146,48 @@ def test_the_baseline_lowers_the_noise(pair, alpha, monkeypatch):
     assert with_baseline < 0.5 * without
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.0], ids=["elbo", "vimco"])
-def test_at_the_exact_posterior_no_noise_is_left(alpha):
-    def one_element(x):
-        with numpyro.plate("unit", x.shape[0]):
-            c = numpyro.sample("c", dist.Categorical(jnp.array([0.2, 0.5, 0.3])))
-            numpyro.sample("x", dist.Normal(jnp.asarray(CENTERS)[c], 0.7).to_event(1), obs=x)
+def one_element(x):
+    with numpyro.plate("unit", x.shape[0]):
+        c = numpyro.sample("c", dist.Categorical(jnp.array([0.2, 0.5, 0.3])))
+        numpyro.sample("x", dist.Normal(jnp.asarray(CENTERS)[c], 2.0).to_event(1), obs=x)
 
+
+def with_logits_off(by):
+    """(guide whose logits are `by` off the exact posterior's of one unit, joint, batch), log p(x, c) of every c."""
     guide, joint, batch = built(one_element, {"x": X})
     batch = jax.tree.map(lambda a: a[:1], batch)
     unit, none = jax.tree.map(lambda a: a[0], batch), jnp.zeros(0)
     log_p = jnp.stack([joint.unit_log_prob(none, none, unit.at(jnp.array([k]))).unit for k in range(3)])
-    last = guide.classifier.network.layers[-1]
-    exact = jax.tree.map(jnp.zeros_like, last.weights), log_p[1:] - log_p[0]
-    guide = eqx.tree_at(
-        lambda g: (g.classifier.network.layers[-1].weights, g.classifier.network.layers[-1].bias), guide, exact
-    )
+    last = jax.tree.map(jnp.zeros_like, guide.classifier.network.layers[-1])
+    last = eqx.tree_at(lambda layer: layer.bias, last, log_p[1:] - log_p[0] + by)
+    return (eqx.tree_at(lambda g: g.classifier.network.layers[-1], guide, last), joint, batch), log_p
 
-    def estimator(*args):
-        return drawn_bounds(*args, count=3, alpha=alpha)
 
-    values, gradients = estimates((guide, joint, batch), none, 200, estimator)
+@pytest.mark.parametrize("alpha", [1.0, 0.0], ids=["elbo", "vimco"])
+def test_at_the_exact_posterior_no_noise_is_left(alpha):
+    pair, log_p = with_logits_off(jnp.zeros(2))
+    values, gradients = estimates(pair, jnp.zeros(0), 200, lambda *args: drawn_bounds(*args, count=3, alpha=alpha))
     np.testing.assert_allclose(values, float(jax.nn.logsumexp(log_p)), rtol=1e-5)
     assert np.abs(gradients).max() <= 1e-4
+
+
+def test_near_the_posterior_the_score_in_the_weights_counts():
+    """There it is as large as that of the bound: far away, where weights differ by nats, it drowns in the other."""
+    pair, log_p = with_logits_off(jnp.array([0.8, -0.8]))
+    guide, _, batch = pair
+
+    def exact(guide, _):
+        log_q = guide.classifier.log_probs(jax.tree.map(lambda a: a[0], guide.encode(batch)))[0]
+        both = jnp.logaddexp((log_p - log_q)[:, None], log_p - log_q) - jnp.log(2.0)
+        return jnp.exp(log_q) @ both @ jnp.exp(log_q)
+
+    none = jnp.zeros(0)
+    value, gradient = value_and_gradient(exact, guide, none)
+    values, gradients = estimates(pair, none, 20_000, lambda *args: drawn_bounds(*args, count=2, alpha=0.0))
+    away = standard_errors_away(gradients, gradient).max()
+    print(f"gradient up to {np.abs(gradient).max():.3f}, at most {away:.1f} standard errors off")
+    assert standard_errors_away(values, value) <= 5
+    assert away <= 5
 
 
 def binary(x):

@@ -28,7 +28,7 @@ from ..joint.joint import Joint
 from ..joint.structure import Structure
 from .base import batch_size
 from .estimators import Draws, local_draws, stopped
-from .weighted import plain_weights, power_mean
+from .weighted import plain_weights, power_mean, together
 
 
 def check_choices(name: str, count: int) -> None:
@@ -145,9 +145,8 @@ def drawn_weights(
         return Draws(local, each.log_q + log_choice, each.log_weight - log_choice, share, each.log_prior)
 
     every = jax.vmap(draw)(jax.random.split(key, count))
-    local, log_q, log_weight, log_share = (
-        x.reshape(-1, *x.shape[2:]) for x in (every.local, every.log_q, every.log_weight, every.log_share)
-    )
+    parts = every.local, every.log_q, every.log_weight, every.log_share
+    local, log_q, log_weight, log_share = map(together, parts)
     return Draws(local, log_q, log_weight, log_share, every.log_prior[0])
 
 

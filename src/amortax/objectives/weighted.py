@@ -93,8 +93,13 @@ def plain_weights(
     local, log_q, log_weight, log_prior = outer(noise, jnp.arange(components))
     log_share = jax.vmap(guide.local_log_shares, in_axes=(0, None, 0, None))(context, shared, batch, in_guide).T
     log_share = jnp.broadcast_to(log_share - jnp.log(noise.shape[0]), log_weight.shape)
-    local, log_q, log_weight, log_share = (x.reshape(-1, *x.shape[2:]) for x in (local, log_q, log_weight, log_share))
+    local, log_q, log_weight, log_share = map(together, (local, log_q, log_weight, log_share))
     return Draws(local, log_q, log_weight, log_share, log_prior)
+
+
+def together(x: Float[Array, "draws components *rest"]) -> Float[Array, every * rest]:
+    """Draws and components as one axis; numbers of a unit may be none."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _doubly(
