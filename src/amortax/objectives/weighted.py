@@ -97,8 +97,8 @@ def plain_weights(
     return Draws(local, log_q, log_weight, log_share, log_prior)
 
 
-def together(x: Float[Array, "draws components *rest"]) -> Float[Array, every * rest]:
-    """Draws and components as one axis; numbers of a unit may be none."""
+def together(x: Array) -> Array:
+    """The axes of draws and of components as one; a unit may have no numbers, so that no length can be left open."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
