@@ -80,5 +80,6 @@ def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:
 def _show(recipe: Recipe | None) -> str:
     if recipe is None:
         return "-"
-    options = [f"{f.name}={getattr(recipe, f.name)}" for f in dataclasses.fields(recipe) if f.name in {"rank"}]
+    shown = [f.name for f in dataclasses.fields(recipe) if f.name in {"rank", "curved"}]
+    options = [f"{name}={getattr(recipe, name)}" for name in shown]
     return f"{type(recipe).__name__}({', '.join(options)})"

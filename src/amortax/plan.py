@@ -181,14 +181,13 @@ def choose(
     if local or structure.drawn:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
-        depth = 1 if shared or structure.classified else 0
-        family = _with(family or (full() if local <= FULL_LOCAL else diagonal()), "depth", depth)
-        chosen["family"] = _with(family, "layout", structure.layout("local"))
+        left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
+        chosen["family"] = _with(family or (full() if local <= FULL_LOCAL else diagonal()), left_open)
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
-        shared_family = shared_family or (full() if shared <= FULL_SHARED else blocks())
-        chosen["shared_family"] = _with(shared_family, "layout", structure.layout("global"))
+        left_open = {"layout": structure.layout("global")}
+        chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
@@ -201,11 +200,11 @@ def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
     return deep_set(width=32, depth=1) if small else deep_set()
 
 
-def _with(family: Recipe, name: str, value: Any) -> Recipe:
-    """The recipe with `value` for the option `name` where it, or a recipe inside it, leaves that open."""
+def _with(family: Recipe, values: dict[str, Any]) -> Recipe:
+    """The recipe with these values for options that it, or a recipe inside it, leaves open."""
     options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {key: _with(option, name, value) for key, option in options.items() if isinstance(option, Recipe)}
-    own = {name: value} if options.get(name, 0) is None else {}
+    inner = {name: _with(option, values) for name, option in options.items() if isinstance(option, Recipe)}
+    own = {name: value for name, value in values.items() if options.get(name, 0) is None}
     return dataclasses.replace(family, **inner, **own)
 
 

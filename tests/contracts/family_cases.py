@@ -33,6 +33,7 @@ FLOWS = {
     "heavy_coupling": lambda size: am.coupling(3, base=am.student_t(5), **SMALL),
 }
 OTHERS = {
+    "curved_blocks": lambda size: am.blocks(1, curved=True, layout=LAYOUTS[size], **SMALL),
     "student_t": lambda size: am.student_t(5, **SMALL),
     "mixture": lambda size: am.mixture(am.full(**SMALL), 3, **SMALL),
     "mixture_of_flows": lambda size: am.mixture(am.iaf(2, **SMALL), 2, **SMALL),

@@ -20,6 +20,7 @@ ON_A_GRID = cases(FAMILIES, (1, True), (2, False))
 NO_MAP = (
     "low_rank",
     "blocks",
+    "curved_blocks",
     "student_t",
     "heavy_coupling",
     "mixture",

@@ -1,21 +1,24 @@
-"""What is a normal of very many dimensions? Small blocks that follow a few numbers on top, and a few shared directions.
+"""What is a distribution of very many numbers? Small blocks that follow a few numbers on top, and shared directions.
 
-The numbers stand in sites, and sites in plates. Those outside plates are the top block t, those of one element of a
-plate (difficulty and discrimination of an item) are its block x_j:
+The numbers stand in sites, and sites in plates. Those outside plates are the top t; those of one element of a plate
+(difficulty and discrimination of an item) are its block x_j. With ε the top standardised,
 
-    t = m + S U ε,                               U unit lower triangular, S diagonal: any covariance
-    x_j = m_j + S_j U_j (ε_j + B_j ε + W_j η),   U_j unit lower triangular and small
+    t = m + L ε,   x_j = m_j + s_j ⊙ (y_j + U_j y_j + B_j ε),   y = own normals + W η,   U_j strictly lower triangular,
 
-The regression B_j on the top's own noise lets a block follow the hyperparameters: given t, mean and spread of items are
-those of a linear-Gaussian regression. η are `rank` more normals that all blocks share: what persons don't tell apart (a
-shift of all difficulties) moves items together. With T numbers on top, blocks of k and g numbers in all, a draw and a
-density cost O(g (k + T + rank)), and no matrix has g rows and columns:
+which is one normal: given t, blocks are linear-Gaussian regressions on it. η are `rank` normals that all blocks share:
+what persons don't tell apart (a shift of all difficulties) moves items together. The posterior of a hierarchical
+linear-Gaussian model in which persons have `rank` numbers is such a normal.
 
-    log q(v) = log N(ε) + log N(y; 0, I + W Wᵀ) - Σ log S,     y_j = U_j⁻¹ S_j⁻¹ (x_j - m_j) - B_j ε,
+Curved, blocks follow the top in spread too (funnels), by squares of ε in mean, and their own numbers likewise follow
+each other (difficulties grow as discriminations shrink); every number is skewed by itself (see `triangular`). The top
+is then one such block.
 
-by the matrix inversion and determinant lemmas. The precision given η is an arrow: blocks on the diagonal, and the rows
-and columns of t. The posterior of a hierarchical linear-Gaussian model in which persons have `rank` numbers is such a
-normal.
+With T numbers on top, blocks of k and g numbers in all, a draw and a density cost O(g (k + T + rank)), and no matrix
+has g rows and columns:
+
+    log q(v) = log q(t) + log N(y; 0, I + W Wᵀ) - log |dx/dy|,
+
+by the matrix inversion and determinant lemmas.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,43 +35,58 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import GuideError
-from .._linalg import cholesky, solve_lower
+from .._linalg import LARGEST, cholesky, solve_lower
 from .._recipe import Recipe
 from .._types import Context
-from .base import AbstractSingle, Component, Conditioner, bounded_log_scale, standard_log_prob, triangular
+from .base import AbstractSingle, Component, Conditioner, bounded_log_scale, standard_log_prob
 from .layout import Group, Place, groups_of
+from .normal import FullNormal, full
+from .triangular import Map, below, variances
 
 
 @dataclasses.dataclass(frozen=True)
 class blocks(Recipe):
-    """Recipe of `Blocks` with `rank` directions that all blocks share, at most as many as there are numbers in them.
+    """Recipe of `Blocks`.
 
-    `layout` has for every site its plates, the shape of its unconstrained value and the axes that lie along the plates;
-    None: filled in from the model by `amortize`. `depth` hidden layers of `width` between a context and the parameters.
+    **Arguments:**
+
+    - `rank`: directions that all blocks share; at most as many as there are numbers in blocks.
+    - `curved`: whether numbers may be skewed, and follow each other by curves and in spread; three times the cost.
+    - `layout`: for every site its plates, the shape of its unconstrained value and the axes that lie along the plates;
+      None: filled in from the model by `amortize`.
+    - `width`, `depth`: hidden layers between a context and the parameters.
 
     **Raises** `GuideError` when built without a layout, or with one of another size.
     """
 
     rank: int = 4
+    curved: bool = False
     width: int = 64
     depth: int | None = None
     layout: tuple[Place, ...] | None = None
 
     def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> Blocks:
         """The family on R^size."""
-        groups = self._groups(size)
-        top, loose = groups[0].width, size - groups[0].width
+        first, *groups = self._groups(size)
+        loose = size - first.width
         rank = min(self.rank, loose)
-        inside = [below(group.width) * group.rows for group in groups]
-        count = 2 * size + sum(inside) + (top + rank) * loose
-        conditioner, start = jax.random.split(key)
-        parameters = Conditioner(count, size, context_sizes, self.width, self.depth or 0, key=conditioner)
-        family = Blocks(size, top, rank, groups, parameters)
+        top_key, loose_key, start = jax.random.split(key, 3)
+        top = self._top(first.width).build(first.width, context_sizes, key=top_key) if first.width else None
+        inside = sum(below(group.width) * group.rows for group in groups)
+        kinds = 3 if self.curved else 1
+        count = (2 + rank + self.curved + kinds * first.width) * loose + kinds * inside
+        parameters = Conditioner(count, loose, context_sizes, self.width, self.depth or 0, key=loose_key)
+        family = Blocks(size, rank, self.curved, (first, *groups), top, parameters)
         # Directions at zero would be a saddle point: their gradient vanishes together with them.
         directions = 0.05 * family.reach * jax.random.normal(start, (rank * loose,))
-        first = 2 * size + inside[0] + top * loose
-        offset = parameters.offset.at[first : first + len(directions)].set(directions)
+        offset = parameters.offset.at[2 * loose : (2 + rank) * loose].set(directions)
         return eqx.tree_at(lambda f: f.parameters.offset, family, offset)
+
+    def _top(self, width: int) -> Recipe:
+        """Curved, one block of its own where that is small."""
+        if self.curved and width <= LARGEST:
+            return dataclasses.replace(self, rank=0, layout=((("top",), (1, width), (0,)),))
+        return full(width=self.width, depth=self.depth)
 
     def _groups(self, size: int) -> tuple[Group, ...]:
         if self.rank < 0:
@@ -83,135 +101,156 @@ class blocks(Recipe):
         return groups_of(self.layout)
 
 
+class Follow(NamedTuple):
+    """How one group of blocks follows the top and itself: one array each straight, three curved."""
+
+    loads: list[Array]  # B, and curved those of ε² - 1 and of the spread: (T, width, rows)
+    skew: Array | None  # free σ: (width, rows)
+    inside: tuple[Array, ...]  # U, likewise: (entries, rows)
+
+
 class Blocks(AbstractSingle):
-    """A normal whose blocks follow the one on top, with a few directions in which all of them move together."""
+    """A family of the top, and blocks of normals that follow it."""
 
     size: int = eqx.field(static=True)
-    on_top: int = eqx.field(static=True)
     rank: int = eqx.field(static=True)
+    curved: bool = eqx.field(static=True)
     groups: tuple[Group, ...] = eqx.field(static=True)  # the first is the top
-    parameters: Conditioner
+    top: FullNormal | Blocks | None
+    parameters: Conditioner  # of all blocks, group by group
     cheap_log_prob: ClassVar[bool] = True
 
     @property
     def noise_size(self) -> int:
-        """One normal for every number and one for every shared direction."""
-        return self.size + self.rank
+        """What the top takes, one normal for every number of blocks and one for every shared direction."""
+        return self._top_noise + self._loose + self.rank
+
+    @property
+    def _top_noise(self) -> int:
+        return 0 if self.top is None else self.top.noise_size
+
+    @property
+    def _loose(self) -> int:
+        """Numbers in blocks."""
+        return self.size - self.groups[0].width
 
     @property
     def reach(self) -> float:
-        """Free numbers per entry of U, B and W: a step of the optimizer moves a row as far as its scale."""
-        return math.sqrt(self.on_top + self.rank + max((group.width for group in self.groups[1:]), default=0))
+        """Free numbers per entry of W, B and U: a step of the optimizer moves a row as far as its scale."""
+        widest = max((group.width for group in self.groups[1:]), default=0)
+        return math.sqrt(self.groups[0].width + self.rank + widest)
 
-    def _split(self, context: Context) -> tuple[Array, Array, Array, Array, list[Array]]:
-        """`m`, `log S`, `U` of the top, rows of B and W for all blocks, entries of their `U` below the diagonal."""
-        loose, blocks = self.size - self.on_top, self.groups[1:]
-        sizes = [self.size, self.size, below(self.on_top), (self.on_top + self.rank) * loose]
-        sizes += [below(group.width) * group.rows for group in blocks]
-        mean, log_scale, top, loads, *entries = _cut(self.parameters(context), sizes)
-        unit = jnp.eye(self.on_top) + triangular(top, self.on_top) / self.reach
-        loads = loads.reshape(self.on_top + self.rank, loose) / self.reach
-        inside = [x.reshape(below(g.width), g.rows) / self.reach for x, g in zip(entries, blocks, strict=True)]
-        return mean, bounded_log_scale(log_scale), unit, loads, inside
+    def sample_and_log_prob(
+        self, noise: Float[Array, " noise"], component: Component, context: Context
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """One reparametrised draw and its log density in nats."""
+        for_top, own, common = _cut(noise, [self._top_noise, self._loose, self.rank])
+        top, log_top = jnp.zeros(0), jnp.zeros(())
+        if self.top is not None:
+            top, log_top = self.top.sample_and_log_prob(for_top, component, context)
+        mean, log_scale, shared, follow = self._split(context)
+        y = own + common @ shared
+        maps = self._maps(self._standard_top(top, context), follow)
+        moved = [one.forward(rows) for one, rows in zip(maps, self._rows(y), strict=True)]
+        value = mean + jnp.exp(log_scale) * _joined([z for z, _ in moved])
+        log_det = jnp.sum(log_scale) + sum(log_slope for _, log_slope in moved)
+        return self._assemble([top[:, None], *self._rows(value)]), log_top + _density(y, shared) - log_det
 
-    def _rows(self, loose: Float[Array, " loose"]) -> list[Array]:
-        """All blocks' numbers, group by group, as (width, rows)."""
+    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
+        """Log density of `value` in nats."""
+        top, _, y, shared, log_det = self._noises(value, context)
+        log_top = jnp.zeros(()) if self.top is None else self.top.log_prob(top, context)
+        return log_top + _density(y, shared) - log_det
+
+    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """Those of the top, `m`, and the spread of the straight part of the maps."""
+        mean, log_scale, shared, follow = self._split(context)
+        top_mean, top_sd = (jnp.zeros(0), jnp.zeros(0)) if self.top is None else self.top.mean_and_sd(context)
+        rows = zip(follow, self._rows(shared), strict=True)
+        squares = [variances(one.inside[0], one.loads[0], common) for one, common in rows]
+        sd = jnp.exp(log_scale) * jnp.sqrt(_joined(squares))
+        means, sds = (self._assemble([x[:, None], *self._rows(y)]) for x, y in ((top_mean, mean), (top_sd, sd)))
+        return means, sds
+
+    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
+        """The top as its family does, and `y` divided by its standard deviations."""
+        _, standard, y, shared, _ = self._noises(value, context)
+        return jnp.concatenate([standard, y / jnp.sqrt(1.0 + jnp.sum(shared**2, axis=0))])
+
+    def _noises(self, value: Array, context: Context) -> tuple[Array, Array, Array, Array, Array]:
+        """The top, `ε`, `y` of all blocks, `W`, and the log determinant of the blocks' map there."""
+        first, *others = self.groups
+        top = first.take(value)[:, 0] if self.top is not None else jnp.zeros(0)
+        standard = self._standard_top(top, context)
+        mean, log_scale, shared, follow = self._split(context)
+        scaled = (_joined([group.take(value) for group in others]) - mean) * jnp.exp(-log_scale)
+        maps = self._maps(standard, follow)
+        found = [one.inverse(rows) for one, rows in zip(maps, self._rows(scaled), strict=True)]
+        log_det = jnp.sum(log_scale) + sum(log_slope for _, log_slope in found)
+        return top, standard, _joined([y for y, _ in found]), shared, log_det
+
+    def _standard_top(self, top: Array, context: Context) -> Array:
+        return top if self.top is None else self.top.standardize(top, context)
+
+    def _split(self, context: Context) -> tuple[Array, Array, Array, list[Follow]]:
+        """`m`, `log s`, `W`, and how every group follows."""
+        loose, on_top, kinds = self._loose, self.groups[0].width, 3 if self.curved else 1
+        sizes = [loose, loose, self.rank * loose, *[loose] * self.curved, *[on_top * loose] * kinds]
+        sizes += [below(group.width) * group.rows for group in self.groups[1:]] * kinds
+        mean, log_scale, shared, *rest = _cut(self.parameters(context), sizes)
+        rest = [numbers / self.reach for numbers in rest]
+        skew = self._rows(rest.pop(0)) if self.curved else [None] * len(self.groups)
+        loads = [self._rows(numbers.reshape(on_top, loose)) for numbers in rest[:kinds]]
+        found, groups = [], self.groups[1:]
+        for i, group in enumerate(groups):
+            entries = rest[kinds + i :: len(groups)]
+            inside = tuple(numbers.reshape(below(group.width), group.rows) for numbers in entries)
+            found.append(Follow([load[i] for load in loads], skew[i], inside))
+        return mean, bounded_log_scale(log_scale), shared.reshape(self.rank, loose) / self.reach, found
+
+    def _maps(self, standard: Float[Array, " top"], follow: list[Follow]) -> list[Map]:
+        """The maps of all groups given the top standardised."""
+        found = []
+        for loads, skew, inside in follow:
+            shift, stretch = jnp.tensordot(standard, loads[0], 1), None
+            if self.curved:
+                shift += jnp.tensordot(standard**2 - 1.0, loads[1], 1)
+                stretch = jnp.tensordot(standard, loads[2], 1)
+            found.append(Map(shift, stretch, skew, inside))
+        return found
+
+    def _rows(self, loose: Float[Array, "*more loose"]) -> list[Array]:
+        """All blocks' numbers, group by group, as (*more, width, rows); rows stand last, where loops are fast."""
         blocks = self.groups[1:]
-        parts = _cut(loose, [group.width * group.rows for group in blocks])
-        return [part.reshape(group.width, group.rows) for part, group in zip(parts, blocks, strict=True)]
+        ends = list(itertools.accumulate(group.width * group.rows for group in blocks))
+        parts = jnp.split(loose, ends[:-1], axis=-1) if blocks else []
+        return [part.reshape(*loose.shape[:-1], g.width, g.rows) for part, g in zip(parts, blocks, strict=True)]
 
     def _assemble(self, each: Sequence[Array]) -> Array:
-        """Numbers of the top and of every group in the order of the sites."""
+        """Numbers (width, rows) of the top and of every group in the order of the sites."""
         found = {}
         for group, numbers in zip(self.groups, each, strict=True):
             widths = [part.width for part in group.parts]
             found |= {p.start: p.flat(own) for p, own in zip(group.parts, _cut(numbers, widths), strict=True)}
         return jnp.concatenate([found[start] for start in sorted(found)])
 
-    def sample_and_log_prob(
-        self, noise: Float[Array, " noise"], component: Component, context: Context
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """One reparametrised draw and its log density in nats."""
-        mean, log_scale, unit, loads, inside = self._split(context)
-        top, own, common = jnp.split(noise, [self.on_top, self.size])
-        rest = own + common @ loads[self.on_top :]
-        rows = self._rows(rest + top @ loads[: self.on_top])
-        scaled = [_multiply(entries, y) for entries, y in zip(inside, rows, strict=True)]
-        value = mean + jnp.exp(log_scale) * self._assemble([(unit @ top)[:, None], *scaled])
-        return value, self._density(top, rest, loads) - jnp.sum(log_scale)
 
-    def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
-        """Log density of `value` in nats."""
-        top, rest, loads, log_scale = self._noises(value, context)
-        return self._density(top, rest, loads) - jnp.sum(log_scale)
+def _density(y: Float[Array, " loose"], shared: Float[Array, "rank loose"]) -> Float[Array, ""]:
+    """Log density of `y`, a normal with covariance `I + W Wᵀ`."""
+    rank = shared.shape[0]
+    if not rank:
+        return standard_log_prob(y)
+    factor = cholesky(jnp.eye(rank) + shared @ shared.T)
+    explained = jnp.sum(solve_lower(factor, shared @ y) ** 2)
+    return standard_log_prob(y) + 0.5 * explained - jnp.sum(jnp.log(jnp.diagonal(factor)))
 
-    def _noises(self, value: Array, context: Context) -> tuple[Array, Array, Array, Array]:
-        """`ε` of the top, `y` of all blocks, rows of B and W, `log S`."""
-        mean, log_scale, unit, loads, inside = self._split(context)
-        scaled = (value - mean) * jnp.exp(-log_scale)
-        first, *others = self.groups
-        top = solve_lower(unit, first.take(scaled)[:, 0]) if self.on_top else jnp.zeros(0)
-        rows = [_solve(entries, group.take(scaled)) for entries, group in zip(inside, others, strict=True)]
-        rest = jnp.concatenate([jnp.zeros(0), *map(jnp.ravel, rows)]) - top @ loads[: self.on_top]
-        return top, rest, loads, log_scale
 
-    def _density(self, top: Array, rest: Array, loads: Array) -> Array:
-        """Log density of `ε` and `y`."""
-        independent = standard_log_prob(top) + standard_log_prob(rest)
-        if not self.rank:
-            return independent
-        shared = loads[self.on_top :]
-        factor = cholesky(jnp.eye(self.rank) + shared @ shared.T)
-        explained = jnp.sum(solve_lower(factor, shared @ rest) ** 2)
-        return independent + 0.5 * explained - jnp.sum(jnp.log(jnp.diagonal(factor)))
-
-    def mean_and_sd(self, context: Context) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """`m`, and the root of the diagonal of the covariance."""
-        mean, log_scale, unit, loads, inside = self._split(context)
-        widths = [group.width for group in self.groups[1:]]
-        total = [1.0 + _squares(entries, width) for entries, width in zip(inside, widths, strict=True)]
-        for load in loads:
-            rows = zip(inside, self._rows(load), strict=True)
-            total = [found + _multiply(entries, y) ** 2 for found, (entries, y) in zip(total, rows, strict=True)]
-        squares = self._assemble([jnp.sum(unit**2, axis=1)[:, None], *total])
-        return mean, jnp.exp(log_scale) * jnp.sqrt(squares)
-
-    def standardize(self, value: Float[Array, " d"], context: Context) -> Float[Array, " d"]:
-        """`ε`, and `y` divided by its marginal standard deviations."""
-        top, rest, loads, _ = self._noises(value, context)
-        return jnp.concatenate([top, rest / jnp.sqrt(1.0 + jnp.sum(loads[self.on_top :] ** 2, axis=0))])
+def _joined(rows: Sequence[Array]) -> Float[Array, " loose"]:
+    """Numbers (width, rows) of all groups, one after the other."""
+    return jnp.concatenate([jnp.zeros(0), *map(jnp.ravel, rows)])
 
 
 def _cut(numbers: Array, sizes: Sequence[int]) -> list[Array]:
     """Parts of these sizes along the first axis."""
     ends = list(itertools.accumulate(sizes))
     return [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-def below(width: int) -> int:
-    """Entries below the diagonal."""
-    return width * (width - 1) // 2
-
-
-def _multiply(entries: Float[Array, "entries rows"], y: Float[Array, "width rows"]) -> Float[Array, "width rows"]:
-    """`U y` in every row, by loops over the width; entries stand row by row of U."""
-    found, first = [], 0
-    for i in range(y.shape[0]):
-        found.append(sum((entries[first + j] * y[j] for j in range(i)), y[i]))
-        first += i
-    return jnp.stack(found)
-
-
-def _solve(entries: Float[Array, "entries rows"], z: Float[Array, "width rows"]) -> Float[Array, "width rows"]:
-    """`U⁻¹ z` in every row."""
-    found, first = [], 0
-    for i in range(z.shape[0]):
-        found.append(z[i] - sum((entries[first + j] * found[j] for j in range(i)), jnp.zeros(())))
-        first += i
-    return jnp.stack(found)
-
-
-def _squares(entries: Float[Array, "entries rows"], width: int) -> Float[Array, "width rows"]:
-    """Sums over the rows of U of its squared entries below the diagonal."""
-    ends = [below(i) for i in range(width + 1)]
-    return jnp.stack([jnp.sum(entries[ends[i] : ends[i + 1]] ** 2, axis=0) for i in range(width)])
