@@ -58,7 +58,7 @@ def m2(image: jax.Array, label: jax.Array, decoder: Decoder, latents: int) -> No
 
 
 class Images(NamedTuple):
-    """All that is trained and judged on; pixels are on where they are at least half dark."""
+    """All that is trained and judged on; pixels are drawn once as on or off, by their intensity."""
 
     training: dict  # "image", and "label", masked where it is missing
     validation: np.ndarray  # more images without label: their bound says when to stop
@@ -86,7 +86,9 @@ def read(path: Path | None, labels: int, splits: Path | None, seed: int) -> Imag
     else:
         known = np.load(splits)[f"labelled_{labels}_seed{seed}"]
     missing = ~np.isin(np.arange(len(digit)), known)
-    images, validation, test = ((x > 0.5).astype(np.float32) for x in (grey, validation, test))
+    pixels = np.random.RandomState(0)
+    binary = ((pixels.random_sample(x.shape) < x).astype(np.float32) for x in (grey, validation, test))
+    images, validation, test = binary
     return Images({"image": images, "label": np.ma.array(digit, mask=missing)}, validation, test, answers)
 
 
