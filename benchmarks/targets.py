@@ -137,7 +137,7 @@ def hidden_markov(u, v, *, alpha):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A model, its data and plate, and what is known: log evidence, or reference draws (names, (draws, names))."""
+    """A model, its data and plate, and what is known: its log evidence, or the moments of reference draws."""
 
     model: Callable
     data: dict
@@ -155,8 +155,10 @@ def two_dimensional():
 
 
 def posteriordb(folder):
-    """Five posteriors by name, from the folder `posteriordb` of the shared data."""
+    """Five posteriors by name, from the folder `posteriordb` of the shared data; none where it is absent."""
     folder = Path(folder)
+    if not folder.is_dir():
+        return
 
     def given(name):
         rows = np.genfromtxt(

@@ -3,6 +3,7 @@
 The targets are those of `benchmarks/targets.py`, whose table is in `benchmarks/RESULTS.md`.
 """
 
+import equinox as eqx
 import jax
 import pytest
 from flow_table import compared, fitted, weighed
@@ -11,6 +12,7 @@ from targets import posteriordb, two_dimensional
 import amortax as am
 from amortax import demo
 from amortax.models import radon
+from amortax.train.schedule import of_globals
 
 TARGETS = dict(two_dimensional())
 
@@ -23,6 +25,16 @@ def test_a_coupling_bends_to_the_target(name, most):
     print(f"{name}: log Z - ELBO {target.log_evidence - elbo:.4f} ± {error:.4f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
     assert target.log_evidence - elbo < most + 5 * error
     assert elbo < target.log_evidence + 5 * error
+
+
+def test_networks_of_a_flow_move_like_other_networks():
+    """Ten times faster, as free numbers of q(v) do, a spline coupling on radon ends 850 nats below the evidence."""
+    target = TARGETS["banana"]
+    plan = am.amortize(target.model, target.data, plate="target", shared_family=am.coupling(2))
+    shapes = eqx.filter(plan.skeleton(), lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    _, guide = of_globals(({}, shapes))
+    assert jax.tree.leaves(guide.shared.family.outer.parameters) == [True]
+    assert not any(jax.tree.leaves(guide.shared.family.layers))
 
 
 @pytest.mark.slow
