@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "amortax"
 FLOORS = (
     ("_errors", "_files", "_types", "_recipe", "_linalg", "_network"),
     ("data", "joint", "encoders", "families"),
-    ("heads", "guide", "own", "recipes", "intake", "describe", "plan"),
+    ("heads", "guide", "own", "recipes", "intake", "describe", "unsuited", "plan"),
     ("objectives",),
     ("train",),
-    ("psis", "chunks", "importance", "answer"),
+    ("psis", "chunks", "importance", "evidence", "answer"),
     ("checks",),
     ("artifact", "interop", "posterior", "comparison", "fitting"),
     ("models",),

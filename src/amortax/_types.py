@@ -68,13 +68,19 @@ class Batch(eqx.Module):
     `arrays` maps the model's argument names to filled values; `masks` has an entry, of the same shape,
     for every argument that may have missing or padded places (True = a real value); `lengths` has the
     true number of elements of every ragged argument; `rows` says where units with parameters of their own
-    have them (`encoders.free`), None without. On the host all are NumPy's.
+    have them (`encoders.free`), None without; `choice` the values of discrete sites at which a unit stands, if at
+    some (`joint.assignments`), so that its locals are numbers alone. On the host all are NumPy's.
     """
 
     arrays: dict[str, AnyArray]
     masks: dict[str, Bool[AnyArray, "..."]]  # noqa: UP037
     lengths: dict[str, Int[AnyArray, "*units"]]
     rows: Int[AnyArray, "*units"] | None = None
+    choice: AnyArray | None = None
+
+    def at(self, choice: Array) -> Batch:
+        """The same with the learned discrete sites at a choice."""
+        return Batch(self.arrays, self.masks, self.lengths, self.rows, choice)
 
 
 class Fixed(eqx.Module):

@@ -68,7 +68,7 @@ def _units_per_chunk(data: Units, structure: Structure, draws: int) -> int:
 
 def _bytes_per_draw(data: Units, structure: Structure) -> int:
     numbers = sum(math.prod(x.shape[1:]) for x in data.arrays.values()) + structure.size("local") ** 2
-    assignments = math.prod(level.size for level in levels_of(structure))
+    assignments = math.prod(level.size for level in levels_of(structure, structure.drawn))
     return 4 * TEMPORARIES * max(numbers, 8) * assignments
 
 

@@ -4,6 +4,9 @@
 
 both at the same noise and the same draws of the globals v, half of them from each posterior. With parameters of each
 unit's own (`free`) against an encoder of the same family this is the amortization gap (Cremer, Li and Duvenaud 2018).
+
+Bounds of units are given at each posterior's own globals. Where two fits ended with their globals apart, each answers
+badly at the other's, and the gap is not of amortization: it is then given at the globals of either, with a warning.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from .joint.joint import Joint
 from .posterior import Posterior
 
 GLOBAL_DRAWS = 8  # from each posterior
+APART = 0.1  # nats per unit that the gap may differ between the globals of the one and of the other
 
 Pair = tuple[Joint, Guide]
 
@@ -48,15 +52,22 @@ class Cost:
 class Comparison:
     """Bounds and costs of two posteriors; `print` shows them.
 
-    `units` has one row per unit: label, `elbo_first`, `elbo_second`, `gap` (first - second) and `gap_se`, in nats.
-    `gap` and `gap_se` are of the mean over these units; standard errors are of Monte Carlo.
+    `units` has one row per unit, in nats: label, `elbo_first` and `elbo_second`, each at its own globals, `gap` (first
+    - second) at the same globals of both, and `gap_se`. `gap` and `gap_se` are of the mean over these units, `gap_at`
+    at the globals of the first and of the second alone; standard errors are of Monte Carlo.
     """
 
     plate: str
     units: dict[str, np.ndarray]
     gap: float
     gap_se: float
+    gap_at: tuple[float, float]
     costs: tuple[Cost, Cost]
+
+    @property
+    def apart(self) -> bool:
+        """Whether the posteriors' globals are so far apart that the gap is not of amortization."""
+        return abs(self.gap_at[0] - self.gap_at[1]) > APART + 5 * self.gap_se * 2**0.5
 
     def __str__(self) -> str:
         from rich.box import SIMPLE_HEAD
@@ -81,8 +92,19 @@ class Comparison:
                 f"gap, first - second, over {len(gap):,} units: {_nats(self.gap)} ± {_nats(self.gap_se)} nats per unit",
                 f"unit by unit: median {middle}, nine in ten from {low} to {high}, largest "
                 f"{_nats(gap[worst])} ± {_nats(error[worst])} at {self.plate} '{self.units[self.plate][worst]}'",
+                *self._warning(),
             ]
         )
+
+    def _warning(self) -> list[str]:
+        if not self.apart:
+            return []
+        first, second = map(_nats, self.gap_at)
+        return [
+            f"WARN: the globals of the two are apart: the gap is {first} at the first's and {second} at the second's,",
+            "so it is not the amortization gap. They may be in different modes, or one is not trained to its end:",
+            "compare posterior.record.elbo_per_unit, train on, or fit again with another key.",
+        ]
 
 
 def compare(first: Posterior, second: Posterior, data: Any, *, key: Array, num_samples: int = 500) -> Comparison:
@@ -112,14 +134,17 @@ def compare(first: Posterior, second: Posterior, data: Any, *, key: Array, num_s
     several = shared.shape[0] > 1
     spread = difference_each.std(axis=1, ddof=1) / np.sqrt(shared.shape[0]) if several else np.sqrt(found[2][:, 0])
     total = per_draw.std(ddof=1) / np.sqrt(len(per_draw)) if several else np.sqrt(found[2].sum()) / len(units[0])
+    half = (shared.shape[0] + 1) // 2  # draws of the first posterior, then of the second; one, empty, is of both
     rows = {
         plate: np.asarray(units[0].labels),
-        "elbo_first": found[0].mean(axis=1),
-        "elbo_second": found[1].mean(axis=1),
+        "elbo_first": found[0][:, :half].mean(axis=1),
+        "elbo_second": found[1][:, -half:].mean(axis=1),
         "gap": difference_each.mean(axis=1),
         "gap_se": spread,
     }
-    comparison = Comparison(plate, rows, float(per_draw.mean()), float(total), (_cost(first), _cost(second)))
+    gap_at = float(per_draw[:half].mean()), float(per_draw[-half:].mean())
+    costs = _cost(first), _cost(second)
+    comparison = Comparison(plate, rows, float(per_draw.mean()), float(total), gap_at, costs)
     print(comparison)
     return comparison
 

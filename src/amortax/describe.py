@@ -12,6 +12,7 @@ import jax
 
 from ._recipe import Recipe
 from ._types import PyTree
+from .joint.assignments import choice_size
 from .joint.levels import levels_of
 
 SUMMED = "summed exactly"
@@ -70,6 +71,8 @@ def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:
             where = " and ".join([f"per {plan.structure.plate}", *sorted(level.plates)])
             sites, size = ", ".join(site.name for site in level.sites), f"{level.size} values"
             learned = plan.classifier is not None and not level.plates
+            if learned and plan.structure.drawn:
+                size = f"{choice_size(plan.structure)} elements"
             shown = (_show(plan.encoder), _show(plan.classifier), f"{count:,}") if learned else ("-", SUMMED, "0")
             yield where, sites, size, *shown
 
@@ -77,5 +80,6 @@ def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:
 def _show(recipe: Recipe | None) -> str:
     if recipe is None:
         return "-"
-    options = [f"{f.name}={getattr(recipe, f.name)}" for f in dataclasses.fields(recipe) if f.name in {"rank"}]
+    shown = [f.name for f in dataclasses.fields(recipe) if f.name in {"rank", "curved"}]
+    options = [f"{name}={getattr(recipe, name)}" for name in shown]
     return f"{type(recipe).__name__}({', '.join(options)})"

@@ -91,9 +91,8 @@ def fit(
 
 
 def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterior) -> None:
-    if objective is not None:
-        trained = isinstance(guide, Posterior)
-        check_objective(objective, (guide.plan if trained else guide).structure, trained=trained)
+    trained = isinstance(guide, Posterior)
+    check_objective(objective or ELBO(), (guide.plan if trained else guide).structure, trained=trained)
 
 
 def _in_their_rows(training: Units, guide: Guide) -> Units:

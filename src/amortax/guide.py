@@ -4,8 +4,10 @@
 
 The encoder runs once per unit; the head (see `heads`) places the local family for every draw of the globals.
 
-Where numbers of a unit follow its discrete choice c, q is q(c_i | e_i, v) q(u_i | e_i, c_i, v): the assignments are the
-outer components of the local block, a local is (u, number of the assignment), and c is known where it was observed.
+Where numbers of a unit follow its discrete choice c, q is q(c_i | e_i, v) q(u_i | e_i, c_i, v), and c is known where it
+was observed. Where q(c) lists all assignments, they are the outer components of the local block, and a local is
+(u, number of the assignment). Where it draws c (`families.discrete.Factorised`), c is drawn first, for a batch by
+`at_choices`; units that stand at one (`Batch.choice`) have locals u alone, others (u, digits of c).
 """
 
 from __future__ import annotations
@@ -18,11 +20,10 @@ from jaxtyping import Array, Float
 from ._types import Batch, Context, Fixed
 from .encoders.base import AbstractEncoder
 from .families.base import AbstractFamily, Component, draw_noise
-from .families.discrete import Categorical
+from .families.discrete import Categorical, Factorised
 from .heads import AbstractHead, Frame, prior_frame
+from .joint.assignments import allowed_choices, codes_of, parts_of, seen_digits
 from .joint.joint import Joint
-from .joint.levels import levels_of
-from .joint.summed import allowed_choices
 
 
 class Block(eqx.Module):
@@ -39,7 +40,7 @@ class Guide(eqx.Module):
     local: Block | None
     encoder: AbstractEncoder | None
     head: AbstractHead | None
-    classifier: Categorical | None = None
+    classifier: Categorical | Factorised | None = None
 
     @property
     def cheap_log_prob(self) -> bool:
@@ -81,10 +82,11 @@ class Guide(eqx.Module):
 
     @property
     def local_components(self) -> int:
-        """Components of the local block: of its family, for every assignment of the discrete choice."""
+        """Components of the local block: of its family, for every assignment of a choice that is listed."""
         if self.local is None:
             return 1
-        return self.local.family.num_components * (1 if self.classifier is None else self.classifier.size)
+        listed = self.classifier.size if isinstance(self.classifier, Categorical) else 1
+        return self.local.family.num_components * listed
 
     def local_noise(self, key: Array, *count: int) -> Float[Array, "*count noise"]:
         """Standard normal noise of `count` draws of a unit's locals."""
@@ -93,15 +95,15 @@ class Guide(eqx.Module):
     def local_log_shares(
         self, context: Context, shared: Array, unit: Batch, joint: Joint
     ) -> Float[Array, " components"]:
-        """Log shares of the components of one unit's q."""
+        """Log shares of the components of one unit's q; of a choice that is drawn, where the unit stands."""
         if self.local is None:
             return jnp.zeros(1)
-        if self.classifier is None:
+        if not isinstance(self.classifier, Categorical):
             return self._family_log_shares(context, shared, unit, joint)
         log_probs = self.choice_log_probs(context, shared, unit, joint)
 
         def of(choice: Array) -> Array:
-            return self._family_log_shares(context, shared, unit, joint.at(_possible(choice, log_probs)))
+            return self._family_log_shares(context, shared, unit.at(_possible(choice, log_probs)), joint)
 
         return jnp.ravel(log_probs[:, None] + jax.vmap(of)(jnp.arange(self.classifier.size)))
 
@@ -111,29 +113,78 @@ class Guide(eqx.Module):
             return jnp.zeros(1)
         return self.local.family.log_shares(self._frame(context, shared, unit, joint)[1])
 
+    @property
+    def draws_choice(self) -> bool:
+        """Whether a unit's discrete choice is drawn, and not summed over."""
+        return isinstance(self.classifier, Factorised)
+
     def choice_log_probs(
         self, context: Context, shared: Array, unit: Batch, joint: Joint, *, labelled: bool = True
     ) -> Float[Array, " assignments"]:
-        """log q(c | e, v) of every assignment of one unit; with `labelled`, given the labels that it has."""
-        assert self.classifier is not None
-        seen = (*context, self._whitened(shared)) if self.classifier.told_globals else context
-        log_probs = self.classifier.log_probs(seen)
+        """log q(c | e, v) of every listed assignment of one unit; with `labelled`, given the labels that it has."""
+        assert isinstance(self.classifier, Categorical)
+        log_probs = self.classifier.log_probs(self._seen_by_classifier(context, shared))
         if not labelled:
             return log_probs
         return jax.nn.log_softmax(jnp.where(allowed_choices(joint.structure, unit), log_probs, -jnp.inf))
 
+    def element_log_probs(self, choice: Array, context: Context, shared: Array) -> Float[Array, " elements"]:
+        """log q(c_j | e, v) of every element of one unit's choice, where it is drawn, labels or not."""
+        assert isinstance(self.classifier, Factorised)
+        return self.classifier.log_prob(choice, self._seen_by_classifier(context, shared))
+
+    def choice_log_prob(
+        self, choice: Array, context: Context, shared: Array, unit: Batch, joint: Joint
+    ) -> Float[Array, ""]:
+        """log q(c | e, v) of one unit's choice, given the labels that it has."""
+        if not self.draws_choice:
+            return self.choice_log_probs(context, shared, unit, joint)[choice]
+        digits, seen = seen_digits(joint.structure, unit)
+        log_prob = jnp.sum(jnp.where(seen, 0.0, self.element_log_probs(choice, context, shared)))
+        return jnp.where(jnp.any(seen & (choice != digits)), -jnp.inf, log_prob)
+
+    def draw_choice(
+        self, uniform: Array, context: Context, shared: Array, unit: Batch, joint: Joint, temperature: float = 0.0
+    ) -> Array:
+        """One unit's choice at uniform noise, with the labels that it has; relaxed at a `temperature`."""
+        assert isinstance(self.classifier, Factorised)
+        digits, seen = seen_digits(joint.structure, unit)
+        drawn = self.classifier.draw(uniform, self._seen_by_classifier(context, shared), temperature)
+        return jnp.where(seen, digits, drawn)
+
+    def at_choices(
+        self, key: Array, contexts: Context, shared: Array, batch: Batch, joint: Joint, temperature: float = 0.0
+    ) -> Batch:
+        """The units of a batch at a draw of their choices, if these are drawn."""
+        if not isinstance(self.classifier, Factorised):
+            return batch
+        uniform = jax.random.uniform(key, (jax.tree.leaves(batch)[0].shape[0], len(self.classifier.counts)))
+        draw = jax.vmap(self.draw_choice, in_axes=(0, 0, None, 0, None, None))
+        return batch.at(draw(uniform, contexts, shared, batch, joint, temperature))
+
+    def choices_log_prob(self, contexts: Context, shared: Array, batch: Batch, joint: Joint) -> Float[Array, " units"]:
+        """log q of the drawn choices at which units stand; 0 where they stand at none."""
+        if batch.choice is None:
+            return jnp.zeros(jax.tree.leaves(batch)[0].shape[0])
+        log_prob = jax.vmap(self.choice_log_prob, in_axes=(0, 0, None, 0, None))
+        return log_prob(batch.choice, contexts, shared, batch, joint)
+
+    def _seen_by_classifier(self, context: Context, shared: Array) -> Context:
+        assert self.classifier is not None
+        return (*context, self._whitened(shared)) if self.classifier.told_globals else context
+
     def place_local(
         self, noise: Array, component: Component, context: Context, shared: Array, unit: Batch, joint: Joint
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """One unit's locals at `noise` given the globals, and their log density."""
+        """One unit's locals at `noise` given the globals, and their log density; of numbers where it stands."""
         if self.local is None:
             return jnp.zeros(0), jnp.zeros(())
-        if self.classifier is None:
+        if not isinstance(self.classifier, Categorical):
             return self._place(noise, component, context, shared, unit, joint)
         choice, component = jnp.divmod(component, self.local.family.num_components)
         log_probs = self.choice_log_probs(context, shared, unit, joint)
         choice = _possible(choice, log_probs)
-        numbers, log_q = self._place(noise, component, context, shared, unit, joint.at(choice))
+        numbers, log_q = self._place(noise, component, context, shared, unit.at(choice), joint)
         return jnp.append(numbers, choice.astype(numbers.dtype)), log_q + log_probs[choice]
 
     def _place(
@@ -148,6 +199,13 @@ class Guide(eqx.Module):
         self, key: Array, context: Context, shared: Array, unit: Batch, joint: Joint
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """A draw of one unit's locals given the globals, and its log density."""
+        if isinstance(self.classifier, Factorised) and unit.choice is None:
+            choice_key, key = jax.random.split(key)
+            uniform = jax.random.uniform(choice_key, (len(self.classifier.counts),))
+            choice = self.draw_choice(uniform, context, shared, unit, joint)
+            numbers, log_q = self.sample_local(key, context, shared, unit.at(choice), joint)
+            log_choice = self.choice_log_prob(choice, context, shared, unit, joint)
+            return jnp.append(numbers, choice.astype(numbers.dtype)), log_q + log_choice
         noise_key, component_key = jax.random.split(key)
         component = _pick(component_key, self.local_log_shares(context, shared, unit, joint))
         return self.place_local(self.local_noise(noise_key), component, context, shared, unit, joint)
@@ -156,15 +214,14 @@ class Guide(eqx.Module):
         self, local: Array, context: Context, shared: Array, unit: Batch, joint: Joint
     ) -> Float[Array, ""]:
         """Log density of one unit's unconstrained locals given the globals."""
+        if self.classifier is not None and unit.choice is None:
+            numbers, choice = parts_of(joint.structure, local)
+            log_choice = self.choice_log_prob(choice, context, shared, unit, joint)
+            return log_choice + self.local_log_prob(numbers, context, shared, unit.at(choice), joint)
         if self.local is None:
             return jnp.zeros(())
-        log_choice = jnp.zeros(())
-        if self.classifier is not None:
-            choice, local = local[-1].astype(jnp.int32), local[:-1]
-            log_choice = self.choice_log_probs(context, shared, unit, joint)[choice]
-            joint = joint.at(choice)
         frame, told = self._frame(context, shared, unit, joint)
-        return self.local.family.log_prob(frame.take(local), told) - frame.log_det + log_choice
+        return self.local.family.log_prob(frame.take(local), told) - frame.log_det
 
     def place_locals(
         self, noise: Array, component: Component, contexts: Context, shared: Array, batch: Batch, joint: Joint
@@ -179,13 +236,18 @@ class Guide(eqx.Module):
         """`local_log_prob` of every unit of a batch."""
         return jax.vmap(self.local_log_prob, in_axes=(0, 0, None, 0, None))(local, contexts, shared, batch, joint)
 
-    def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[Frame, Context]:
+    def fixed_frame(self, unit: Batch) -> Frame:
+        """Where the prior has one unit's numbers; those that follow a listed choice, at the choice where it stands."""
         assert self.local is not None
         whitening = self.local.whitening
-        if joint.choice is not None:
-            whitening = Fixed(jax.tree.map(lambda x: x[joint.choice], whitening.value))
-            context = (*context, jnp.asarray(levels_of(joint.structure)[0].codes())[joint.choice])
-        frame = prior_frame(whitening)
+        if isinstance(self.classifier, Categorical):
+            whitening = Fixed(jax.tree.map(lambda x: x[unit.choice], whitening.value))
+        return prior_frame(whitening)
+
+    def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[Frame, Context]:
+        frame = self.fixed_frame(unit)
+        if unit.choice is not None:
+            context = (*context, codes_of(joint.structure, jnp.asarray(unit.choice)))
         if self.head is None:
             return frame, context
         return self.head(context, shared, self._whitened(shared), frame, unit, joint)

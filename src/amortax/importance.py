@@ -44,15 +44,23 @@ def shared_draws(key: Array, guide: Guide, count: int) -> tuple[Float[Array, "r 
 
 
 def log_weights(
-    key: Array, guide: Guide, joint: Joint, context: Context, shared: Array, unit: Batch, count: int
+    key: Array,
+    guide: Guide,
+    joint: Joint,
+    context: Context,
+    shared: Array,
+    unit: Batch,
+    count: int,
+    together: int | None = None,
 ) -> Float[Array, " k"]:
-    """K log weights of one unit given globals."""
+    """K log weights of one unit given globals, so many draws at once (None: all), which changes none of them."""
 
     def one(key: Array) -> Array:
         local, log_q = guide.sample_local(key, context, shared, unit, joint)
         return joint.unit_log_prob(local, shared, unit).unit - log_q
 
-    return jax.vmap(one)(jax.random.split(key, count))
+    keys = jax.random.split(key, count)
+    return jax.vmap(one)(keys) if together is None else jax.lax.map(one, keys, batch_size=together)
 
 
 @eqx.filter_jit
@@ -85,7 +93,14 @@ def unit_bounds(
 
 @eqx.filter_jit
 def unit_numbers(
-    key: Array, guide: Guide, joint: Joint, shared: Float[Array, "r g"], batch: Batch, index: Array, count: int
+    key: Array,
+    guide: Guide,
+    joint: Joint,
+    shared: Float[Array, "r g"],
+    batch: Batch,
+    index: Array,
+    count: int,
+    together: int | None = None,
 ) -> UnitNumbers:
     """All numbers of the units of `batch`; unit i draws with `fold_in(key, index_i)`, whatever batch it is in."""
     contexts = guide.encode(batch)
@@ -94,7 +109,7 @@ def unit_numbers(
         keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
 
         def given(key: Array, shared: Array) -> tuple[Array, ...]:
-            return summarise(log_weights(key, guide, joint, context, shared, unit, count))
+            return summarise(log_weights(key, guide, joint, context, shared, unit, count, together))
 
         return jax.vmap(given)(keys, shared)
 

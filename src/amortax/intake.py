@@ -46,7 +46,7 @@ def _read_axes(data: Mapping[str, Any], model: Callable, plate: str) -> dict[str
     for site in seen.values():
         dim = next((dim for name, dim, _ in site.plates if name == plate), None)
         if site.argument is not None and dim is not None:
-            axes[site.argument] = len(site.shape) - site.event_dim + dim
+            axes[site.argument] = site.argument_axis(dim)
     elsewhere = any(axes.values())
     for name, array in arrays.items():
         fitting = [axis for axis, n in enumerate(array.shape) if n == size]
@@ -97,7 +97,7 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
         raise DataError(
             f"new data for model '{structure.model}' has {'no ' + str(missing) if missing else ''}"
             f"{' and ' if missing and extra else ''}{'unknown ' + str(extra) if extra else ''}; "
-            f"expected exactly {sorted(names)}"
+            f"expected exactly {sorted(names)}{_why_needed(structure, missing)}"
         )
     found = _in_stored_types(found, structure)
     batch = to_batch(found)
@@ -115,6 +115,12 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
     complete = dataclasses.replace(found, masks=masks, lengths=lengths)
     check_values(joint, to_batch(complete), complete.labels.tolist(), stand_ins)
     return complete
+
+
+def _why_needed(structure: Structure, missing: Collection[str]) -> str:
+    """For the first missing argument that is observed: posteriors can do without many of those."""
+    needed = [a for a in structure.arguments if a.name in missing and a.role == "observed" and a.needed]
+    return f"; of '{needed[0].name}' nothing may be missing: {needed[0].needed}" if needed else ""
 
 
 def _with_unknown_labels(data: Units, structure: Structure) -> Units:

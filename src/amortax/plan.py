@@ -7,7 +7,7 @@ the trained numbers, and enough to build the guide's skeleton without data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -16,26 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._errors import DataError, GuideError, ModelError, check_entries
+from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
-from ._types import Fixed
+from ._types import Batch, Fixed
 from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
-from .families.discrete import categorical
-from .families.normal import diagonal, full, low_rank
+from .families.blocks import blocks
+from .families.discrete import Categorical, categorical
+from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .intake import as_units, to_batch
+from .joint.assignments import element_counts
 from .joint.joint import Joint
-from .joint.levels import levels_of
+from .joint.levels import refuse_too_many
 from .joint.probe import initial_params, probe
 from .joint.read import read
+from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .own import first_row, own_family
+from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
 RECIPE_NAMES = ("encoder", "head", "family", "shared_family", "classifier")
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
@@ -61,15 +65,15 @@ class Plan:
         shared = local = encoder = head = classifier = None
         if self.shared_family is not None:
             shared = Block(self.shared_family.build(shared_size, (), key=keys[0]), _neutral(shared_size))
+        told = ()
+        if self.encoder is not None and not self.free:
+            encoder = self.encoder.build(self.inputs, key=keys[1])
+            told = encoder.context_sizes
+        if self.classifier is not None:
+            counts = element_counts(self.structure)
+            classifier = self.classifier.build(counts, told, 2 * shared_size, key=keys[4])
+            told = (*told, sum(counts))
         if self.family is not None and self.encoder is not None:
-            told = ()
-            if not self.free:
-                encoder = self.encoder.build(self.inputs, key=keys[1])
-                told = encoder.context_sizes
-            if self.classifier is not None:
-                codes = levels_of(self.structure)[0].codes()
-                classifier = self.classifier.build(len(codes), told, 2 * shared_size, key=keys[4])
-                told = (*told, codes.shape[1])
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
                 told = head.told_sizes
@@ -77,7 +81,7 @@ class Plan:
             if self.free:
                 family = own_family(family)
                 encoder = self.encoder.build(first_row(head, family), key=keys[1])
-            rows = () if classifier is None else (classifier.size,)
+            rows = (classifier.size,) if isinstance(classifier, Categorical) else ()
             local = Block(family, _neutral(*rows, local_size))
         return Guide(shared, local, encoder, head, classifier)
 
@@ -147,14 +151,6 @@ def inputs_of(structure: Structure) -> Inputs:
     return Inputs(features, ordered)
 
 
-def _check_head(encoder: Recipe | None, head: Recipe | None) -> None:
-    if isinstance(encoder, free) and not isinstance(head or newton(), newton):
-        raise GuideError(
-            f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
-            "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
-        )
-
-
 def choose(
     model: Callable,
     structure: Structure,
@@ -166,31 +162,32 @@ def choose(
     classifier: Recipe | None,
 ) -> Plan:
     """Fills in what the user left open."""
-    classified = bool(structure.size("local") and levels_of(structure)[0].sites) and not isinstance(encoder, free)
-    structure = dataclasses.replace(structure, classified=classified)
+    structure = with_choice(structure, encoder, classifier)
+    refuse_too_many(structure)
     inputs = inputs_of(structure)
     local, shared = structure.size("local"), structure.size("global")
-    if not local and not shared and not structure.summed:
-        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn")
+    check_latents(structure)
     if not local:
-        why = "the model has no local latents" + " but discrete ones, which are summed exactly" * bool(structure.summed)
-        _refuse({"encoder": encoder, "family": family, "head": head}, why)
+        refuse_without_numbers(structure, encoder=encoder, family=family, head=head)
     if not shared:
-        _refuse({"shared_family": shared_family, "head": head}, "the model has no global latents")
-    if not classified:
-        _refuse({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
+        refuse_idle({"shared_family": shared_family, "head": head}, "the model has no global latents")
+    if not structure.classified:
+        refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
     if local and shared:
-        _check_head(encoder, head)
+        check_head(encoder, head)
         small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
         chosen["head"] = head or (newton() if small else concatenate())
-    if local:
+    if local or structure.drawn:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
-        depth = 1 if shared or classified else 0
-        chosen["family"] = _with_depth(family or (full() if local <= FULL_LOCAL else diagonal()), depth)
-        chosen["classifier"] = (classifier or categorical()) if classified else None
+    if local:
+        left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
+        chosen["family"] = _with(family or (full() if local <= FULL_LOCAL else diagonal()), left_open)
+    if structure.classified:
+        chosen["classifier"] = classifier or categorical()
     if shared:
-        chosen["shared_family"] = shared_family or (full() if shared <= FULL_SHARED else low_rank(min(16, shared)))
+        left_open = {"layout": structure.layout("global")}
+        chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
@@ -203,18 +200,18 @@ def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
     return deep_set(width=32, depth=1) if small else deep_set()
 
 
-def _refuse(given: dict[str, Recipe | None], why: str) -> None:
-    for name, recipe in given.items():
-        if recipe is not None:
-            raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
-
-
-def _with_depth(family: Recipe, depth: int) -> Recipe:
-    """The recipe with `depth` where it, or a recipe inside it, leaves that open."""
+def _with(family: Recipe, values: dict[str, Any]) -> Recipe:
+    """The recipe with these values for options that it, or a recipe inside it, leaves open."""
     options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {name: _with_depth(value, depth) for name, value in options.items() if isinstance(value, Recipe)}
-    own = {"depth": depth} if options.get("depth", 0) is None else {}
+    inner = {name: _with(option, values) for name, option in options.items() if isinstance(option, Recipe)}
+    own = {name: value for name, value in values.items() if options.get(name, 0) is None}
     return dataclasses.replace(family, **inner, **own)
+
+
+def _with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
+    """The batch with a mask of every argument that may have gaps later."""
+    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
+    return dataclasses.replace(batch, masks={**batch.masks, **full})
 
 
 def amortize(
@@ -227,6 +224,7 @@ def amortize(
     shared_family: Recipe | None = None,
     head: Recipe | None = None,
     classifier: Recipe | None = None,
+    missing: Sequence[str] = (),
 ) -> Plan:
     """Reads and probes `model`, checks `data`, and plans the guide; nothing is trained, no key is needed.
 
@@ -240,7 +238,10 @@ def amortize(
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
-      them; discrete sites of inner plates, and of units without numbers, are summed exactly instead.
+      them; discrete sites of inner plates, and of units without numbers, are summed exactly instead. `factorised()`
+      draws the unit's own, with or without numbers, where they are too many to be listed.
+    - `missing`: labels (observed discrete sites on which others depend) that may be missing later, though none is in
+      `data`; they are then summed over, as those of which some are missing here.
 
     **Returns** a `Plan`: `print` shows it, `fit` trains it.
 
@@ -248,18 +249,20 @@ def amortize(
     that doesn't fit; each names the site or argument and what to do.
     """
     found = as_units(data, model, plate)
-    batch = to_batch(found)
+    given = batch = _with_gaps(to_batch(found), missing)
     if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
-        batch = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
-    structure = read(model, batch, found.axes, plate)
+        batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
+    structure = read(model, batch, found.axes, plate, missing)
+    check_missing(structure, missing)
     if len(found) < 2 and structure.size("local"):
         raise DataError(
             f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
             "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
         )
     params = initial_params(model, structure, batch, jax.random.key(0))
-    check_values(Joint(model, structure, params), to_batch(found), found.labels.tolist())
+    check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
+    check_slopes(Joint(model, structure, params), batch)
     plan = choose(
         model,
         structure,

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from ._recipe import Recipe
 from .encoders.dense import dense
 from .encoders.free import free
+from .encoders.image import convolution
 from .encoders.sets import attention_set, deep_set
 from .families.autoregressive import iaf, maf
+from .families.blocks import blocks
 from .families.coupling import coupling
-from .families.discrete import categorical
+from .families.discrete import categorical, factorised
 from .families.heavy import student_t
 from .families.mixture import mixture
 from .families.normal import diagonal, full, low_rank
@@ -25,9 +27,9 @@ from .heads import concatenate, newton
 RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
-        *(dense, deep_set, attention_set, free, concatenate, newton),
-        *(diagonal, full, low_rank, student_t, mixture),
-        categorical,
+        *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
+        *(diagonal, full, low_rank, blocks, student_t, mixture),
+        *(categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
     )
 }

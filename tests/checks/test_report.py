@@ -119,7 +119,7 @@ def test_terminal_text_of_hostile_labels():
 
 
 def test_html_is_one_safe_page(report):
-    html = report.to_html({"Intervals": PNG, "Curve": "<svg xmlns='http://www.w3.org/2000/svg'></svg>"})
+    html = report.to_html(pictures={"Intervals": PNG, "Curve": "<svg xmlns='http://www.w3.org/2000/svg'></svg>"})
     body = html[html.index("<body>") :]
     assert body.index("WARN: 9 units") < body.index("Why, and what to do") < body.index("The numbers")
     assert "http:" not in html
@@ -136,7 +136,7 @@ def test_html_escapes_every_text():
     reason = Reason(bad, "FAIL", bad, bad)
     changes = {"reasons": (reason,), "numbers": {bad: 1.0}, "about": {bad: bad}, "verdict": "FAIL"}
     report = make([bad, "b"], **changes)
-    html = report.to_html({bad: PNG}, {bad: {bad: [bad, 1.5]}})
+    html = report.to_html(pictures={bad: PNG}, tables={bad: {bad: [bad, 1.5]}})
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&quot;&amp;") >= 10
 
@@ -152,7 +152,7 @@ def test_html_says_how_many_units_were_left_out():
 
 def test_a_picture_that_is_none_is_refused(report):
     with pytest.raises(DataError, match="'Curve' is neither"):
-        report.to_html({"Curve": b"GIF89a"})
+        report.to_html(pictures={"Curve": b"GIF89a"})
 
 
 def test_the_pictures_of_plots_are_taken(report):
@@ -166,7 +166,7 @@ def test_the_pictures_of_plots_are_taken(report):
     names = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
     assert names == ["a (3)", "c (2)", "b (1)"]
     pngs = [plots.figure_png(figure) for figure in figures]
-    assert report.to_html({str(i): png for i, png in enumerate(pngs)}).count("data:image/png") == 4
+    assert report.to_html(pictures={str(i): png for i, png in enumerate(pngs)}).count("data:image/png") == 4
     assert plots.figure_png(plots.pareto_k_by_unit([], 0.7)) == pngs[-1]
     with pytest.raises(DataError, match="2 labels, 3 counts"):
         plots.intervals_against_exact(["a", "b"], (three, three, three), (three, three, three), [3, 1, 2])

@@ -138,6 +138,9 @@ def test_every_command_has_an_example_and_help_is_quick():
     commands = ("fit", "sample", "check", "info", "demo")
     for command in commands:
         assert f"Example:\n    amortax {command} " in amortax(command, "--help").stdout
+    job = amortax("fit", "--help").stdout
+    assert '\n    plate = "county"\n    [data]\n' in job  # the lines of the job file, as they are written
+    assert "\\b" not in job
     start = time.perf_counter()
     listed = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60, check=True)
     assert all(f"\n  {command} " in listed.stdout for command in commands)

@@ -12,10 +12,16 @@ from amortax.families.base import draw_noise
 
 CONTEXT = (3, 1)
 SMALL = {"width": 8, "depth": 1}
+LAYOUTS = {  # of `blocks`: one number on top and, where there is room, pairs in a plate, of which one site is turned
+    1: (((), (1,), ()),),
+    2: (((), (), ()), (("item",), (1,), (0,))),
+    5: ((("item",), (2,), (0,)), ((), (), ()), (("item",), (1, 2), (1,))),
+}
 NORMALS = {
     "diagonal": lambda size: am.diagonal(**SMALL),
     "full": lambda size: am.full(**SMALL),
     "low_rank": lambda size: am.low_rank(min(2, size), **SMALL),
+    "blocks": lambda size: am.blocks(2, layout=LAYOUTS[size], **SMALL),
 }
 FLOWS = {
     "coupling": lambda size: am.coupling(3, **SMALL),
@@ -27,6 +33,7 @@ FLOWS = {
     "heavy_coupling": lambda size: am.coupling(3, base=am.student_t(5), **SMALL),
 }
 OTHERS = {
+    "curved_blocks": lambda size: am.blocks(1, curved=True, layout=LAYOUTS[size], **SMALL),
     "student_t": lambda size: am.student_t(5, **SMALL),
     "mixture": lambda size: am.mixture(am.full(**SMALL), 3, **SMALL),
     "mixture_of_flows": lambda size: am.mixture(am.iaf(2, **SMALL), 2, **SMALL),

@@ -1,9 +1,13 @@
 """What every encoder promises: sets without order, masks without trace, counts known, no units of measurement."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import amortax as am
@@ -12,7 +16,7 @@ from amortax.encoders.base import Feature, Inputs, training_statistics
 
 SMALL = {"width": 8, "depth": 1}
 SETS = {"deep_set": am.deep_set(**SMALL), "attention_set": am.attention_set(**SMALL, heads=2)}
-ALL = {"dense": am.dense(**SMALL), **SETS}
+ALL = {"dense": am.dense(**SMALL), "convolution": am.convolution(channels=4, width=8), **SETS}
 
 PLAIN = Inputs(
     (
@@ -20,6 +24,9 @@ PLAIN = Inputs(
         Feature("visits", (3,), masked=True, response=True, positive=True),
         Feature("city", (2,), categories=7),
     )
+)
+IMAGES = Inputs(
+    (*PLAIN.features, Feature("scan", (9, 7), response=True), Feature("photo", (5, 8, 2), masked=True, response=True))
 )
 SET = Inputs(
     (
@@ -32,7 +39,7 @@ SET = Inputs(
 
 
 def inputs_of(name):
-    return SET if name in SETS else PLAIN
+    return SET if name in SETS else IMAGES if name == "convolution" else PLAIN
 
 
 def units_of(name, count=40, length=5, seed=0):
@@ -44,7 +51,12 @@ def units_of(name, count=40, length=5, seed=0):
             "visits": rng.poisson(6, (count, 3)).astype(np.int32),
             "city": rng.integers(7, size=(count, 2)).astype(np.int32),
         }
-        return Batch(arrays, {"visits": rng.random((count, 3)) < 0.8}, {})
+        masks = {"visits": rng.random((count, 3)) < 0.8}
+        if name == "convolution":
+            arrays["scan"] = (5 + 3 * rng.standard_normal((count, 9, 7))).astype(np.float32)
+            arrays["photo"] = rng.random((count, 5, 8, 2)).astype(np.float32)
+            masks["photo"] = rng.random((count, 5, 8, 2)) < 0.8
+        return Batch(arrays, masks, {})
     lengths = rng.integers(1, length + 1, count).astype(np.int32)
     inside = np.arange(length) < lengths[:, None]
     arrays = {
@@ -57,14 +69,14 @@ def units_of(name, count=40, length=5, seed=0):
     return Batch(arrays, masks, dict.fromkeys(("dose", "kind", "effect"), lengths))
 
 
-def with_statistics(encoder, inputs, data):
-    found = Fixed(jax.tree.map(jnp.asarray, training_statistics(inputs, data)))
+def with_statistics(encoder, data):
+    found = Fixed(jax.tree.map(jnp.asarray, training_statistics(encoder.features.inputs, data)))
     return eqx.tree_at(lambda e: e.features.statistics, encoder, found)
 
 
 def built(name, data=None):
     encoder = ALL[name].build(inputs_of(name), key=jax.random.key(0))
-    return with_statistics(encoder, inputs_of(name), units_of(name) if data is None else data)
+    return with_statistics(encoder, units_of(name) if data is None else data)
 
 
 @eqx.filter_jit
@@ -106,7 +118,7 @@ def test_gradients_reach_every_number_and_none_is_fixed_but_the_statistics(name)
 @pytest.mark.parametrize("name", ALL)
 def test_values_under_the_mask_change_no_bit(name):
     encoder, batch = built(name), units_of(name)
-    response = "visits" if name == "dense" else "effect"
+    response = {"dense": "visits", "convolution": "photo"}.get(name, "effect")
     hidden = ~batch.masks[response]
     assert hidden.any()
     known = encode(encoder, batch)
@@ -191,6 +203,76 @@ def test_units_of_measurement_are_forgotten(name):
     assert np.abs(encode(built(name, batch), other) - known).max() > 1  # not by ignoring the numbers
 
 
+def convolved(filtered, image):
+    """One filter by the definition of a convolution, in loops: zeros around, as many before as after or one less."""
+    weight, bias, stride = np.asarray(filtered.weight), np.asarray(filtered.bias), filtered.stride
+    height, width = (-(-n // stride) for n in image.shape[:2])
+    more = [max((out - 1) * stride + 3 - n, 0) for out, n in zip((height, width), image.shape, strict=False)]
+    padded = np.pad(image, [(n // 2, n - n // 2) for n in more] + [(0, 0)])
+    rows = [
+        padded[stride * i : stride * i + 3, stride * j : stride * j + 3] for i in range(height) for j in range(width)
+    ]
+    return (np.einsum("pijc,ijco->po", np.stack(rows), weight) + bias).reshape(height, width, -1)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def test_a_convolution_is_that_of_its_formula():
+    inputs, rng = Inputs((Feature("x", (9, 6)),)), np.random.default_rng(7)
+    data = Batch({"x": (3 + 2 * rng.standard_normal((30, 9, 6))).astype(np.float32)}, {}, {})
+    recipe = am.convolution(channels=3, width=5)
+    encoder = with_statistics(recipe.build(inputs, key=jax.random.key(1)), data)
+    image = (data.arrays["x"][0] - data.arrays["x"].mean()) / data.arrays["x"].std()  # one scale for all pixels
+    image = image[..., None]
+    assert len(encoder.stages[0]) == 2  # 9 -> 5 -> 3
+    for stage in encoder.stages[0]:
+        image = convolved(stage.halve, image)
+        image = image + convolved(stage.block[1], silu(convolved(stage.block[0], silu(image))))
+    hidden = silu(image).ravel() @ np.asarray(encoder.last.weights[0]) + np.asarray(encoder.last.bias)
+    (context,) = encoder(one(data, 0))
+    np.testing.assert_allclose(context, silu(hidden), rtol=1e-4, atol=1e-5)
+
+
+def test_images_are_told_from_other_arrays_by_their_shape():
+    features = (*IMAGES.features, Feature("map", (4, 4), categories=3), Feature("film", (2, 4, 4, 1)))
+    features = (*features, Feature("bag", (4, 5), plate="element"))
+    encoder = am.convolution().build(Inputs(features), key=jax.random.key(0))
+    assert [f.name for f in encoder.features.inputs.images] == ["scan", "photo"]
+    with pytest.raises(am.GuideError, match=r"am.convolution\(\) needs an image.*'age' \(\).*use am.dense"):
+        am.convolution().build(PLAIN, key=jax.random.key(0))
+    with pytest.raises(am.GuideError, match=r"am.convolution\(\) reads arrays of fixed size.*use am.deep_set"):
+        am.convolution().build(SET, key=jax.random.key(0))
+
+
+def along_plates(image, pattern):
+    with numpyro.plate("unit", image.shape[0], dim=-3):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", image.shape[1], dim=-2), numpyro.plate("column", image.shape[2], dim=-1):
+            numpyro.sample("pixel", dist.Normal(z * pattern, 1.0), obs=image)
+
+
+def as_an_event(image, pattern):
+    with numpyro.plate("unit", image.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("pixels", dist.Normal(z[:, None, None] * pattern, 1.0).to_event(2), obs=image)
+
+
+@pytest.mark.parametrize("model", [along_plates, as_an_event])
+def test_pixels_along_plates_and_in_an_event_are_the_same_image(model):
+    rng = np.random.default_rng(8)
+    pattern, image = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 5), (20, 6, 5)))
+    data, bound = {"image": image}, functools.partial(model, pattern=pattern)
+    plan = am.amortize(bound, data, plate="unit", encoder=am.convolution(channels=2, width=4))
+    assert [f.name for f in plan.skeleton().encoder.features.inputs.images] == ["image"]
+    assert am.fit(plan, data, key=jax.random.key(0), num_steps=1).encode(data).shape == (20, 4)
+    flat = functools.partial(model, pattern=np.ones((6, 5), np.float32))
+    if model is along_plates:  # pixels that may change places are a set
+        with pytest.raises(am.GuideError, match="'image' .* a set: use"):
+            am.amortize(flat, data, plate="unit", encoder=am.convolution())
+
+
 @pytest.mark.parametrize("plate", [None, "house"])
 def test_each_column_is_on_its_own_scale(plate):
     # Age in years beside income in cents: changing the unit of one column must leave the other as it was.
@@ -238,7 +320,7 @@ def test_constant_and_nearly_constant_columns_are_harmless():
     assert np.all(np.isfinite(standard))
     np.testing.assert_allclose(standard[:, 1], 0, atol=1e-6)
     assert np.abs(standard).max() <= 31  # the rare value does not explode
-    encoder = with_statistics(am.dense(**SMALL).build(inputs, key=jax.random.key(0)), inputs, Batch({"x": x}, {}, {}))
+    encoder = with_statistics(am.dense(**SMALL).build(inputs, key=jax.random.key(0)), Batch({"x": x}, {}, {}))
     assert np.all(np.isfinite(encode(encoder, Batch({"x": x[:4]}, {}, {}))))
 
 

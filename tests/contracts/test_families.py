@@ -19,6 +19,8 @@ EVERY = cases(FAMILIES, (1, False), (5, True))
 ON_A_GRID = cases(FAMILIES, (1, True), (2, False))
 NO_MAP = (
     "low_rank",
+    "blocks",
+    "curved_blocks",
     "student_t",
     "heavy_coupling",
     "mixture",

@@ -56,7 +56,7 @@ def test_standardize_makes_standard_normals_of_the_draws(name, size, told):
         np.testing.assert_allclose(off, off[0], atol=2e-4)
 
 
-@pytest.mark.parametrize("name", NORMALS)
+@pytest.mark.parametrize("name", [name for name in NORMALS if name != "blocks"])  # whose top is a full normal
 def test_scales_are_bounded_whatever_the_numbers(name):
     family = family_of(name, 2, False)
     offset = family.parameters.offset

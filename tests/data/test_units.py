@@ -209,6 +209,7 @@ def test_a_list_of_data_sets():
         ({"x": [[], []]}, {}, "all 0 values are missing"),
         ({"s": ["u", "v"]}, {}, r"data\['s'\], unit 0: expected a number, got 'u'.*categories="),
         ({"s": [[1.0], ["v"]]}, {}, "unit 1, position .0.: expected a number, got 'v'.*categories="),
+        ({"s": [1.0, 2.0, "v", 3.0]}, {}, "unit 2: expected a number, got 'v'.*categories="),
         ({"s": [1.0, None, "v"]}, {}, "unit 2: expected a number, got 'v'.*categories="),
         ({"s": pa.array([None, "v"])}, {}, "unit 1: expected a number, got 'v'.*categories="),
         ({"t": np.array(["2020-01-01"], "datetime64[D]")}, {}, "expected a number.*datetime64"),

@@ -162,6 +162,31 @@ def test_units_of_their_own_follow_the_globals(count, batch_size):
         assert kl.mean() < 1e-3
 
 
+def test_fits_in_different_places_are_not_given_as_an_amortization_gap(capsys):
+    """Each answers well at its own globals and badly at the other's, which neither bound nor gap may hide."""
+    x = (3.2 * np.random.default_rng(2).standard_normal(60)).astype(np.float32)
+    here, there = (
+        am.fit(
+            am.amortize(hierarchy, {"x": values}, plate="unit", head=am.concatenate()),
+            {"x": values},
+            key=jax.random.key(0),
+            num_steps=600,
+        )
+        for values in (x, x + 25.0)
+    )
+    found = am.compare(here, there, {"x": x}, key=jax.random.key(1), num_samples=200)
+    assert found.apart
+    assert "WARN: the globals of the two are apart" in capsys.readouterr().out
+    given = dist.Normal(0.0, np.sqrt(SPREAD**2 + NOISE**2))
+    evidence = np.asarray(given.log_prob(jnp.asarray(x)))  # at theta = 0
+    assert abs(np.mean(found.units["elbo_first"] - evidence)) < 0.1
+    assert found.gap_at[0] > 1.0
+    same = am.compare(here, here, {"x": x}, key=jax.random.key(1), num_samples=200)
+    assert not same.apart
+    assert same.gap == 0.0
+    assert "WARN" not in capsys.readouterr().out
+
+
 def counts(y):
     theta = numpyro.sample("theta", dist.Normal(0, 1.0))
     with numpyro.plate("unit", y.shape[0]):

@@ -244,6 +244,12 @@ def test_a_wrong_plate_name_lists_the_plates():
     assert "give plate=" in message
 
 
+def test_the_plate_of_a_units_elements_is_refused_with_the_plate_around_it():
+    message = refusal(ragged, R, plate="e")
+    assert "plate 'e' is inside plate 'u', whose elements are the units of the data" in message
+    assert "give plate='u'" in message
+
+
 def test_a_forgotten_discrete_response_is_called_forgotten_not_a_discrete_latent():
     def model(x, y=None):
         with numpyro.plate("u", x.shape[0]):

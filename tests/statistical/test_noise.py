@@ -13,7 +13,7 @@ import pytest
 import amortax as am
 from amortax.intake import as_units, to_batch
 from amortax.objectives.base import AbstractObjective, Loss, Minibatch
-from amortax.objectives.estimators import local_draws
+from amortax.objectives.estimators import local_draws, mean_bound
 from amortax.train.initialise import initialise
 
 
@@ -42,14 +42,20 @@ def uncorrelated(columns):
 
 
 def test_units_sites_and_globals_draw_apart(built):
+    """Those that training draws, for one particle; locals are placed at the same globals, which they would follow."""
     joint, guide, batch, *_ = built
+    minibatch = Minibatch((batch,), jnp.asarray(6.0), jnp.zeros((), jnp.int32))
 
     def draw(key):
-        shared_key, local_key = jax.random.split(key)
-        shared, _ = guide.sample_shared(shared_key)
-        noise = guide.local_noise(local_key, 6)
-        local, _ = guide.place_locals(noise, 0, guide.encode(batch), jnp.zeros(1), batch, joint)
-        return jnp.concatenate([shared, jnp.ravel(local)])
+        seen = []
+
+        def units(key, batch, context, shared):
+            draws = local_draws(key, guide, joint, batch, context, jnp.zeros(1))
+            seen.append(jnp.concatenate([shared, jnp.ravel(draws.local)]))
+            return draws.elbo, draws.log_prior
+
+        mean_bound(key, guide, minibatch, units, count=1, path_derivative=False)
+        return seen[0]
 
     columns = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000)), np.float64)
     frame = columns.mean(axis=0), columns.std(axis=0)

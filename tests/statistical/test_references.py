@@ -1,47 +1,21 @@
-"""Real data against reference posteriors that nobody here made: item response, pumps, rats, eight schools.
+"""Real data against reference posteriors that nobody here made: pumps, rats, eight schools.
 
 `shared` holds the data; a clone without it skips. Printed by `pytest -m slow -s`: worst mean difference in reference
 sd and the range of sd ratios, site by site.
 """
 
-import csv
 import json
 
-import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
+from references import answer, differences, read_reference
 
 import amortax as am
 
 pytestmark = pytest.mark.slow
-
-
-def differences(draws, reference):
-    """(largest |mean difference| in reference sd, least and largest sd ratio) over `name -> (mean, sd)`."""
-    off, ratio = [], []
-    for name, (mean, sd) in reference.items():
-        site, _, index = name.partition("[")
-        values = draws[site].values
-        values = values[:, int(index[:-1]) - 1] if index else values
-        off.append(abs(values.mean() - mean) / sd)
-        ratio.append(values.std() / sd)
-    print(f"worst mean {max(off):.3f} sd, sd ratios {min(ratio):.3f} to {max(ratio):.3f}, over {len(off)} quantities")
-    return max(off), min(ratio), max(ratio)
-
-
-def read_reference(path):
-    with open(path) as file:
-        return {row["name"]: (float(row["mean"]), float(row["sd"])) for row in csv.DictReader(file)}
-
-
-def answer(model, units, plate, **options):
-    plan = am.amortize(model, units, plate=plate)
-    posterior = am.fit(plan, units, key=jax.random.key(0), **options)
-    draws = posterior.sample(units, num_samples=4000, key=jax.random.key(1))
-    return draws, posterior.check(units, key=jax.random.key(2))
 
 
 def pump_model(t, x=None):
@@ -139,35 +113,3 @@ def test_rats(shared):
     assert off < 0.2  # the reference is one JAGS run; upstream's own tolerance is 0.15 sd
     assert low > 0.85
     assert high < 1.15
-
-
-def item_response(question, correct=None, num_questions=100):
-    mean = numpyro.sample("mean_student_ability", dist.Normal(0.75, 1.0))
-    difficulty = numpyro.sample("question_difficulty", dist.Normal(0.0, 1.0).expand([num_questions]))
-    with numpyro.plate("student", question.shape[0], dim=-2):
-        ability = numpyro.sample("centered_student_ability", dist.Normal(0.0, 1.0))
-        with numpyro.plate("response", question.shape[1], dim=-1):
-            logits = ability + mean - difficulty[question]
-            numpyro.sample("correct", dist.Bernoulli(logits=logits), obs=correct)
-
-
-def test_item_response(shared):
-    folder = shared / "data/inference_gym/item_response_1pl"
-    data, reference = np.load(folder / "data.npz"), np.load(folder / "reference.npz")
-    table = {
-        "student": data["student_ids"],
-        "question": data["question_ids"].astype(np.int32),
-        "correct": data["correct"].astype(np.int32),
-    }
-    units = am.from_table(table, unit="student", columns=["question", "correct"])
-    units = units.take(np.argsort(units.labels))
-    draws, report = answer(item_response, units, "student", num_steps=4000)
-    for site in ("question_difficulty", "centered_student_ability"):
-        mean, sd = reference[f"mean__{site}"], reference[f"sd__{site}"]
-        off, low, high = differences(draws, {f"{site}[{i + 1}]": (mean[i], sd[i]) for i in range(len(mean))})
-        assert off < 0.25
-        assert low > 0.75
-        assert high < 1.25
-    assert not np.any(report.units["verdict"] == "FAIL"), (
-        "every ability is right to 0.1 sd: none may be called a failure"
-    )

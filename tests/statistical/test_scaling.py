@@ -91,6 +91,12 @@ def test_one_batch_alone_stands_for_all_units(built):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(want))) + 1e-6)
 
 
+def test_the_scale_need_not_be_whole(built):
+    *_, batch, _ = built
+    part = jax.tree.map(lambda x: x[:4], batch)
+    assert float(minibatch_of(part, 10).scale) == 2.5
+
+
 def test_the_total_scales_units_and_not_what_they_share():
     terms = Terms(jnp.array([1.0, 2.0, 4.0]), jnp.asarray(10.0))
     assert float(terms.total()) == 17.0

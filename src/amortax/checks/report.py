@@ -146,6 +146,7 @@ class Report:
 
     def to_html(
         self,
+        *,
         pictures: Mapping[str, bytes | str] | None = None,
         tables: Mapping[str, Mapping[str, Column]] | None = None,
     ) -> str:
@@ -168,11 +169,12 @@ class Report:
     def write_html(
         self,
         path: str | os.PathLike[str],
+        *,
         pictures: Mapping[str, bytes | str] | None = None,
         tables: Mapping[str, Mapping[str, Column]] | None = None,
     ) -> None:
         """Writes `to_html` so that `path` is at every moment the old file or the whole new one."""
-        write_bytes(path, self.to_html(pictures, tables).encode())
+        write_bytes(path, self.to_html(pictures=pictures, tables=tables).encode())
 
     def _shown(self, n: int, wanted: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         """Headings and cells of the `n` worst units: the labels, then the wanted columns that there are."""

@@ -34,7 +34,13 @@ from .errors import InputError
 from .objective import WORDS, names_objective
 
 FOUND = "found"
-ROLES = {"encoder": "encoders", "family": "families", "shared_family": "families", "head": "heads"}
+ROLES = {
+    "encoder": "encoders",
+    "family": "families",
+    "shared_family": "families",
+    "head": "heads",
+    "classifier": "families.discrete",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +201,7 @@ def recipes(job: Job) -> dict[str, Any]:
     for role, value in job.guide.items():
         options = {"recipe": value} if isinstance(value, str) else dict(value)
         where, name = f"{job.file}: key 'guide.{role}'", options.pop("recipe")
-        fitting = {n: r for n, r in RECIPES.items() if r.__module__.split(".")[1] == ROLES[role]}
+        fitting = {n: r for n, r in RECIPES.items() if _room(r) == ROLES[role]}
         if name not in fitting:
             raise InputError(f"{where}: expected one of the recipes {', '.join(fitting)}, got {name!r}")
         kinds = typing.get_type_hints(fitting[name])
@@ -209,6 +215,12 @@ def recipes(job: Job) -> dict[str, Any]:
                 raise InputError(f"{where}: option {option!r}: expected {kind.words}, got {given!r}")
         built[role] = fitting[name](**options)
     return built
+
+
+def _room(recipe: type) -> str:
+    """The part of the package that a recipe is from; q of a choice is no family of numbers."""
+    room = recipe.__module__.split(".", 1)[1]
+    return room if room in ROLES.values() else room.split(".")[0]
 
 
 def _typed(hint: Any) -> _Kind:

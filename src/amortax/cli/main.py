@@ -62,7 +62,7 @@ def fit(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    r"""Train a posterior as a job file says, and save it.
+    """Train a posterior as a job file says, and save it.
 
     The job file, all keys (the tables guide, fit and output are optional):
 
@@ -86,7 +86,7 @@ def fit(
       posterior = "radon.amx"              # default: as the job, .amx
 
     Ctrl-C saves the best posterior so far and exits with 130.
-    """
+    """  # noqa: D301 - \b is the character by which help keeps the lines that follow
     with one_line_errors(debug):
         from . import train
         from .info import describe_record

@@ -126,11 +126,24 @@ def _numbers(values: np.ndarray, mask: np.ndarray, place: Place) -> tuple[np.nda
     if values.dtype.kind == "V" and values.dtype.name.startswith(("bfloat", "float")):
         return values.astype(np.float32), mask
     if values.dtype.kind not in "biuf":
-        first = np.unravel_index(int(np.argmax(mask)), values.shape) if values.size else ()
+        wrong = mask
+        if values.dtype.kind == "U":  # among numbers of a list, a word turns all of them into texts
+            words = [not is_number(text) for text in values.flat]
+            wrong = mask & np.reshape(words, values.shape) if any(words) else mask
+        first = np.unravel_index(int(np.argmax(wrong)), values.shape) if values.size else ()
         index = tuple(int(i) for i in first)
         value = values[index].item() if values.size else None
         raise DataError(f"{place(index)}: {_not_a_number(value, values.dtype.type.__name__)}")
     return values, mask
+
+
+def is_number(text: str) -> bool:
+    """Whether a text can be read as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _objects(values: np.ndarray, mask: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray]:

@@ -194,7 +194,7 @@ def _numbers(source: Source, column: str) -> tuple[np.ndarray, np.ndarray]:
     values = source.columns[column]
     if cells.is_text(values.type):
         texts = values.to_pylist()
-        row = next((row for row, text in enumerate(texts) if text is not None and not _is_number(text)), None)
+        row = next((row for row, text in enumerate(texts) if text is not None and not cells.is_number(text)), None)
         if row is not None:
             raise DataError(
                 f"{source.cell(row, column)}: expected a number, got {texts[row]!r}; "
@@ -207,14 +207,6 @@ def _numbers(source: Source, column: str) -> tuple[np.ndarray, np.ndarray]:
             )
         return np.zeros(len(texts), bool), np.zeros(len(texts), bool)
     return cells.from_arrow(values, lambda index: source.cell(index[0], column))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_roles(unit: str, columns: Sequence[str], unit_columns: Sequence[str], labels: Mapping[str, Any]) -> None:

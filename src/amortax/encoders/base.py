@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._errors import GuideError
 from .._types import Batch, Fixed
 
 FARTHEST = 30.0  # scales from the center, at most, of any training value
@@ -35,6 +36,7 @@ class Feature:
     categories: int | None = None
     first_category: int = 0
     positive: bool = False
+    image: bool = False  # its places share one scale, channel by channel, and are not among the plain numbers
 
     @property
     def element_shape(self) -> tuple[int, ...]:
@@ -67,9 +69,14 @@ class Inputs:
         """The inner plates, each a set of elements."""
         return tuple(dict.fromkeys(f.plate for f in self.features if f.plate is not None))
 
+    @property
+    def images(self) -> tuple[Feature, ...]:
+        """Features that are read as images."""
+        return tuple(f for f in self.features if f.image)
+
     def along(self, plate: str | None) -> tuple[Feature, ...]:
         """Features along a plate, or the plain ones."""
-        return tuple(f for f in self.features if f.plate == plate)
+        return tuple(f for f in self.features if f.plate == plate and not f.image)
 
     def width(self, plate: str | None) -> int:
         """Numbers per element of the plate (a position counts where order matters), or of the plain part."""
@@ -97,6 +104,11 @@ class Features(eqx.Module):
         """The numbers of the arguments that lie along no set."""
         parts = [jnp.ravel(self._numbers(f, unit)) for f in self.inputs.along(None)]
         return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
+    def image(self, unit: Batch, feature: Feature) -> Float[Array, "h w channels"]:
+        """One of the images; what is seen of a pixel beside its value (that it is there) are more channels."""
+        numbers = self._numbers(feature, unit)
+        return numbers.reshape(*numbers.shape[:2], -1)
 
     def elements(self, unit: Batch, plate: str) -> tuple[Float[Array, "elements width"], Float[Array, " elements"]]:
         """One row per element of the set, and a weight that is 1 where the element tells something and 0 in padding."""
@@ -160,8 +172,22 @@ class AbstractEncoder(eqx.Module):
         """The context of one unit (arrays without the unit axis)."""
 
 
+def with_places(inputs: Inputs, recipe: str) -> Inputs:
+    """The inputs with elements along a plate of fixed size as numbers with places of their own.
+
+    **Raises** `GuideError`, in the name of `recipe`, where units differ in length.
+    """
+    if ragged := [f for f in inputs.features if None in f.shape]:
+        raise GuideError(
+            f"{recipe} reads arrays of fixed size, but {[f.name for f in ragged]} differ in length along plate "
+            f"'{ragged[0].plate}'; use am.deep_set() or am.attention_set()"
+        )
+    return Inputs(tuple(dataclasses.replace(f, plate=None, plate_axis=0) for f in inputs.features))
+
+
 def _neutral(feature: Feature) -> dict[str, Array]:
     shape = feature.element_shape if feature.plate is None else _over_set(feature)
+    shape = (1, 1, *shape[2:]) if feature.image else shape
     zero, one = jnp.zeros(shape), jnp.ones(shape)
     log = {"log_center": zero, "log_scale": one} if feature.positive else {}
     return {"center": zero, "scale": one, **log}
@@ -175,8 +201,9 @@ def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.n
     """Center and scale of every numeric argument over the real values of all training units (host arrays).
 
     Over units and, for a set, over its elements; every place has its own, so that changing the unit of measurement of
-    one column leaves the others as they were. A constant place has scale 1; one that is constant but for rare values at
-    least a thirtieth of the farthest of them, so that these do not explode.
+    one column leaves the others as they were (the pixels of an image share one, channel by channel). A constant place
+    has scale 1; one that is constant but for rare values at least a thirtieth of the farthest of them, so that these
+    don't explode.
     """
     found = {}
     for feature in inputs.features:
@@ -185,6 +212,7 @@ def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.n
         value = np.asarray(data.arrays[feature.name], np.float64)
         mask = np.asarray(data.masks.get(feature.name, np.ones(value.shape, bool)))
         axes = (0,) if feature.plate is None else (0, feature.plate_axis + 1)
+        axes = (0, 1, 2) if feature.image else axes
         found[feature.name] = _center_scale(value, mask, axes)
         if feature.positive:
             log = _center_scale(np.log1p(np.maximum(value, 0.0)), mask, axes)

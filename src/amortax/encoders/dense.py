@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._errors import GuideError
 from .._network import Linear
 from .._recipe import Recipe
 from .._types import Batch
-from .base import AbstractEncoder, Features, Inputs
+from .base import AbstractEncoder, Features, Inputs, with_places
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +24,7 @@ class dense(Recipe):
 
     def build(self, inputs: Inputs, *, key: Array) -> Dense:
         """The encoder for these inputs; elements along a plate of fixed size are numbers with places of their own."""
-        if ragged := [f for f in inputs.features if None in f.shape]:
-            raise GuideError(
-                f"am.dense() reads arrays of fixed size, but {[f.name for f in ragged]} differ in length along plate "
-                f"'{ragged[0].plate}'; use am.deep_set() or am.attention_set()"
-            )
-        plain = tuple(dataclasses.replace(f, plate=None, plate_axis=0) for f in inputs.features)
-        return Dense(Inputs(plain), self.width, self.depth, key=key)
+        return Dense(with_places(inputs, "am.dense()"), self.width, self.depth, key=key)
 
 
 class Dense(AbstractEncoder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,12 +32,9 @@ def argument_of(
     inner: tuple[InnerPlate, ...],
     plate: str,
     *,
-    summed: bool,
+    label: Label,
 ) -> Argument:
-    """The facts about the argument `name`, from the sites `one` of a single unit and what depends on what.
-
-    **Arguments**: `summed` whether its missing values are summed over.
-    """
+    """The facts about the argument `name`, from the sites `one` of a single unit and what depends on what."""
     array = data.arrays[name]
     shape: list[int | None] = list(array.shape[1:])
     if name in data.lengths:
@@ -56,19 +54,44 @@ def argument_of(
         categories=count,
         first_category=least if count else 0,
         positive=any("nonnegative" in s.support.lower() or "positive" in s.support.lower() for s in observing),
-        needed="" if summed else _needed(name, array, one, links),
+        needed="" if label.summed else unplanned(name) if label.could_be else _needed(name, array, one, links),
+        complete=label.complete,
     )
 
 
-def label_sites(data: Batch, one: Mapping[str, Seen], links: Dependencies, plate: str) -> list[str]:
-    """Observed discrete sites with missing values on which other sites depend: a mask would not do, a sum does."""
-    found = []
-    for name, mask in data.masks.items():
-        missing = own_places(mask, data.lengths.get(name)) & ~np.asarray(mask)
+class Label(NamedTuple):
+    """What is done where an argument is missing, if it is observed by a discrete site on which others depend."""
+
+    could_be: bool = False  # summed over: it has finitely many values
+    summed: bool = False
+    complete: bool = False  # though none of it is missing yet
+
+
+def label_sites(one: Mapping[str, Seen], links: Dependencies, plate: str) -> dict[str, str]:
+    """Observed discrete sites on which other sites depend, by argument: where missing a mask won't do, a sum does."""
+    found = {}
+    for name in links.lagged:
         sites = [s for s in one.values() if s.argument == name and any(frame == plate for frame, _, _ in s.plates)]
-        if missing.any() and name in links.lagged and len(sites) == 1 and sites[0].discrete:
-            found.append(sites[0].name)
+        if len(sites) == 1 and sites[0].discrete:
+            found[name] = sites[0].name
     return found
+
+
+def label_of(name: str, data: Batch, choices: object, *, declared: bool) -> Label:
+    """Of an argument whose site can have the values `choices`, if these can be listed."""
+    if not choices:
+        return Label()
+    mask = data.masks.get(name)
+    gaps = mask is not None and bool((own_places(mask, data.lengths.get(name)) & ~np.asarray(mask)).any())
+    return Label(True, gaps or declared, declared and not gaps)
+
+
+def unplanned(name: str) -> str:
+    """Why a label may not be missing that was complete when the model was read."""
+    return (
+        f"no '{name}' was missing when the model was read; where some may be, plan with "
+        f"am.amortize(..., missing=['{name}']), and fit again: those are summed over"
+    )
 
 
 def _along(
@@ -90,10 +113,10 @@ def _along(
 
 def _along_site(seen: Seen, plate: str) -> tuple[str | None, int]:
     """The innermost plate of a site inside the amortized one, and its axis in the value of one unit."""
-    dims = {name: len(seen.shape) - seen.event_dim + dim for name, dim, _ in seen.plates}
-    for frame, position in reversed(dims.items()):
+    dims = {name: dim for name, dim, _ in seen.plates if dim - seen.event_dim not in seen.added}
+    for frame, dim in reversed(dims.items()):
         if frame != plate and plate in dims:
-            return frame, position - (position > dims[plate])
+            return frame, seen.argument_axis(dim) - (dim > dims[plate])
     return None, 0
 
 

@@ -22,11 +22,12 @@ from jax import Array
 
 from .._types import Batch, PyTree, Terms
 from . import summed
+from .assignments import Choices, choice_of, choice_size, choice_values, parts_of
 from .layout import unit_to_model
 from .masks import partly_missing, site_log_prob, site_masks
 from .observe import reading
 from .structure import DENSE, Site, Structure
-from .summed import Choices, Evaluate
+from .summed import Evaluate
 from .trace import Record, run
 
 
@@ -36,16 +37,11 @@ class Joint(eqx.Module):
     model: Callable = eqx.field(static=True)
     structure: Structure = eqx.field(static=True)
     params: PyTree
-    choice: Array | None = None  # the assignment of the learned discrete sites at which it stands, if at one
 
     @property
     def local_size(self) -> int:
-        """Length of one unit's locals: unconstrained numbers, then the number of the assignment where q has one."""
-        return self.structure.size("local") + bool(self.structure.learned)
-
-    def at(self, choice: Array) -> Joint:
-        """The same with the learned discrete sites at an assignment: locals are then numbers alone."""
-        return Joint(self.model, self.structure, self.params, choice)
+        """Length of one unit's locals: unconstrained numbers, then those of its choice where q has one."""
+        return self.structure.size("local") + choice_size(self.structure)
 
     @property
     def shared_size(self) -> int:
@@ -65,7 +61,7 @@ class Joint(eqx.Module):
         """`log_prob` of one unit: locals (d,), arrays without the unit axis; discrete locals summed out."""
         if not self.structure.summed:
             return self.complete_log_prob({}, local, shared, unit)
-        known = self._known(local)
+        known = self._known(local, unit)
         return summed.summed_log_prob(self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
 
     def complete_log_prob(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Terms:
@@ -89,7 +85,7 @@ class Joint(eqx.Module):
         """A draw of one unit's discrete locals from their exact conditional given all else, in the model's layout."""
         if not self.structure.summed:
             return {}
-        known = self._known(local)
+        known = self._known(local, unit)
         return summed.draw_choices(key, self.structure, self._evaluate(local, shared, unit), known, unit.lengths)
 
     def log_choice(self, values: Choices, local: Array, shared: Array, unit: Batch) -> Array:
@@ -102,18 +98,18 @@ class Joint(eqx.Module):
         complete = self.complete_log_prob(values, local, shared, unit).unit
         return jnp.where(complete > -jnp.inf, complete - self.unit_log_prob(local, shared, unit).unit, -jnp.inf)
 
-    def _known(self, local: Array) -> Choices:
-        """Values of the learned discrete sites, which stand with the locals."""
+    def _known(self, local: Array, unit: Batch) -> Choices:
+        """Values of the learned discrete sites: where the unit stands, or else those that stand with the locals."""
         if not self.structure.learned:
             return {}
-        number = local[-1].astype(jnp.int32) if self.choice is None else self.choice
-        return summed.choice_values(self.structure, number)
+        choice = parts_of(self.structure, local)[1] if unit.choice is None else jnp.asarray(unit.choice)
+        return choice_values(self.structure, choice)
 
     def _evaluate(self, local: Array, shared: Array, unit: Batch) -> Evaluate:
         """Log density of every site in its batch shape, as a function of the values of the discrete ones."""
 
         def evaluate(values: Choices) -> dict[str, Array]:
-            values = self._known(local) | values
+            values = self._known(local, unit) | values
             records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
             masks = self._masks(records, unit, without=self.structure.labels)
             sites = self.structure.of(*DENSE)
@@ -127,9 +123,11 @@ class Joint(eqx.Module):
 
     def _agrees(self, argument: str, value: Array, unit: Batch) -> Array:
         """Whether values of an observed argument are those that were seen, where they were."""
-        axis = self.structure.argument(argument).axis
-        same = jnp.expand_dims(unit.arrays[argument], axis) == value
-        return same | ~jnp.expand_dims(unit.masks[argument], axis) if argument in unit.masks else same
+        axis, added = self.structure.argument(argument).axis, self.structure.labels[argument].added
+        label = unit.arrays[argument]
+        mask = unit.masks.get(argument, jnp.ones_like(label, bool))
+        label, mask = (jnp.expand_dims(jnp.expand_dims(x, axis), added) for x in (label, mask))
+        return (label == value) | ~mask
 
     def constrain(self, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None) -> dict[str, Array]:
         """Values of every latent and deterministic site of one unit, in the user's own space, unit axis dropped.
@@ -167,9 +165,9 @@ class Joint(eqx.Module):
     def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
         """One draw of unconstrained (numbers of the unit, globals) from the prior; observed sites need no sampler.
 
-        Learned discrete sites have the values of `choice`, if it stands at one: labels where they are missing.
+        Learned discrete sites have the values at which the unit stands, if at some: labels where they are missing.
         """
-        arguments, given = self._placed(unit, {} if self.choice is None else self._known(jnp.zeros(0)))
+        arguments, given = self._placed(unit, {} if unit.choice is None else self._known(jnp.zeros(0), unit))
         with reading(self.model):
             records = run(
                 self.model, arguments, key=key, given=given, params=self.params, simulate=True, keep_observed=True
@@ -196,8 +194,8 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        chosen = {s.name: records[s.name].value for s in self.structure.learned}
-        return self._with_number(free, chosen), self._responses(records, unit)
+        numbers = self._with_number(free, {s.name: records[s.name].value for s in self.structure.learned})
+        return numbers, self._responses(records, unit)
 
     def predict(
         self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
@@ -241,7 +239,7 @@ class Joint(eqx.Module):
         numbers = self.structure.pack("local", free)
         if not self.structure.learned:
             return numbers
-        return jnp.append(numbers, summed.choice_number(self.structure, chosen).astype(numbers.dtype))
+        return jnp.append(numbers, choice_of(self.structure, chosen).astype(numbers.dtype))
 
     def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
         drawn = {}
@@ -259,7 +257,7 @@ class Joint(eqx.Module):
         arguments, latents = self._arguments(unit), dict(values)
         for argument, site in self.structure.labels.items():
             if site.name in latents and argument in unit.masks:
-                own, value = arguments[argument], latents.pop(site.name)
+                own, value = arguments[argument], site.as_argument(latents.pop(site.name))
                 seen = jnp.expand_dims(unit.masks[argument], self.structure.argument(argument).axis)
                 arguments[argument] = jnp.where(seen, own, value.astype(own.dtype))
             latents.pop(site.name, None)
@@ -275,7 +273,7 @@ class Joint(eqx.Module):
         values: Choices | None = None,
         simulate: bool = False,
     ) -> dict[str, Record]:
-        values = self._known(local) | (values or {})
+        values = self._known(local, unit) | (values or {})
         free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
         arguments, latents = self._placed(unit, values)
         with reading(self.model):

@@ -79,13 +79,12 @@ def levels_of(structure: Structure, known: Collection[Site] = ()) -> tuple[Level
 
 
 def refuse_sums(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
-    """Raises `ModelError` for discrete sites that can't be summed element by element, or have too many assignments.
+    """Raises `ModelError` for discrete sites that can't be summed element by element.
 
     **Arguments**: `follows` names, for every site, the latents and arguments on which its distribution depends.
     """
     _refuse_shared_elements(structure, follows)
     _refuse_crossed(structure)
-    _refuse_too_many(structure)
 
 
 def _refuse_shared_elements(structure: Structure, follows: Mapping[str, frozenset[str]]) -> None:
@@ -118,19 +117,22 @@ def _refuse_crossed(structure: Structure) -> None:
             )
 
 
-def _refuse_too_many(structure: Structure) -> None:
-    """The product of all supports is bounded: it multiplies the work of every evaluation."""
-    levels = levels_of(structure)
+def refuse_too_many(structure: Structure) -> None:
+    """Raises `ModelError` for too many assignments of what is not drawn: they multiply the work of every evaluation."""
+    levels = levels_of(structure, structure.drawn)
     total = math.prod(level.size for level in levels)
     if total <= MOST_ASSIGNMENTS:
         return
     parts = ", ".join(
         f"'{s.name}' {len(s.choices)}" + (f"^{n}" if (n := math.prod(s.event_shape)) > 1 else "")
         for s in structure.summed
+        if s not in structure.drawn
     )
+    count = f"{total:,}" if total < 10**9 else f"{float(total):.1e}"
+    draw = "let q draw those of the unit itself (classifier=am.factorised()), " if levels[0].size > 1 else ""
     raise ModelError(
-        f"the discrete sites of one unit of plate '{structure.plate}' have {total:,} assignments ({parts}), of which "
-        f"at most {MOST_ASSIGNMENTS:,} are summed; put independent ones in a plate of their own inside "
+        f"the discrete sites of one unit of plate '{structure.plate}' have {count} assignments ({parts}), of which "
+        f"at most {MOST_ASSIGNMENTS:,} are summed; {draw}put independent ones in a plate of their own inside "
         f"'{structure.plate}' (its elements are summed one by one), give them fewer values, or sum some out yourself "
         "(numpyro.distributions.MixtureSameFamily)"
     )

@@ -77,7 +77,9 @@ def site_masks(
     shadow = _shadow(model, structure, data, params) if derived and data.masks else {}
     found = {}
     for site in structure.of("observed", "factor", "discrete"):
-        own = shadow.get(site.name) if site.argument is None else data.masks.get(site.argument)
+        own = shadow.get(site.name)
+        if site.argument in data.masks:
+            own = jnp.expand_dims(data.masks[site.argument], site.added)
         inside = _inside(records[site.name], lengths, structure.plate)
         mask = inside if site.role == "factor" else _both(records[site.name], own, inside)
         if mask is not None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import AmortaxError, ModelError
+from .aliases import added_axes, inputs_themselves
 from .masks import site_log_prob
 from .trace import Record, free_shape, in_words, is_improper, run
 
@@ -35,9 +36,15 @@ class Seen:
     factor: bool = False
     discrete: bool = False
     improper: bool = False
-    argument: str | None = None
+    argument: str | None = None  # whose values it has
+    added: tuple[int, ...] = ()  # its axes of length one, from the right, that the argument lacks
     dtype: Any = None
     sizes: tuple[Any, ...] = ()  # of a plate: (size, subsample_size)
+
+    def argument_axis(self, dim: int) -> int:
+        """Where the argument that is observed has the axis of the plate at `dim`."""
+        position = len(self.shape) - self.event_dim + dim
+        return position - sum(len(self.shape) + axis < position for axis in self.added)
 
 
 def name_of(model: Callable) -> str:
@@ -100,17 +107,26 @@ def _hint(error: BaseException) -> str:
 def observe(model: Callable, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Seen]:
     """Runs the model abstractly on arrays of these shapes (in its own layout) and returns its sites."""
     seen: dict[str, Seen] = {}
+    values: dict[str, tuple[int, ...]] = {}  # shapes of what is observed
 
-    def program(key: Any, arguments: dict[str, Any]) -> None:
-        records = run(model, arguments, key=key)
-        seen.update({name: _see(record, arguments) for name, record in records.items()})
+    def program(key: Any, given: list[Any]) -> list[Any]:
+        records = run(model, dict(zip(arrays, given, strict=True)), key=key)
+        seen.update({name: _see(record) for name, record in records.items()})
+        observed = [record for record in records.values() if record.observed]
+        values.update({record.name: jnp.shape(record.value) for record in observed})
+        return [record.value for record in observed]
 
     with reading(model):
-        jax.eval_shape(program, jax.random.key(0), dict(arrays))
+        closed = jax.make_jaxpr(program)(jax.random.key(0), list(arrays.values()))
+    for name, source in zip(values, inputs_themselves(closed), strict=True):
+        argument = None if source is None or source == 0 else list(arrays)[source - 1]
+        added = None if argument is None else added_axes(arrays[argument].shape, values[name])
+        if added is not None:
+            seen[name] = dataclasses.replace(seen[name], argument=argument, added=added)
     return seen
 
 
-def _see(record: Record, arguments: Mapping[str, Any]) -> Seen:
+def _see(record: Record) -> Seen:
     if record.kind == "plate":
         return Seen(record.name, "plate", record.plates, sizes=record.arguments)
     if record.kind == "deterministic":
@@ -121,7 +137,6 @@ def _see(record: Record, arguments: Mapping[str, Any]) -> Seen:
     fn, value = record.fn, record.value
     discrete = bool(fn.support.is_discrete) and not record.is_factor
     free = () if record.observed or discrete else free_shape(fn)
-    identical = [name for name, array in arguments.items() if record.observed and value is array]
     return Seen(
         record.name,
         "sample",
@@ -135,6 +150,5 @@ def _see(record: Record, arguments: Mapping[str, Any]) -> Seen:
         factor=record.is_factor,
         discrete=discrete,
         improper=is_improper(fn),
-        argument=identical[0] if identical else None,
         dtype=jnp.result_type(value),
     )

@@ -135,7 +135,8 @@ def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Ar
     def program(units: Batch, free: dict[str, Any]) -> dict[str, Any]:
         data = Batch(to_model(units.arrays, axes), to_model(units.masks, axes), units.lengths)
         for argument, site in structure.labels.items():  # here a latent like any other
-            data.arrays[argument] = jnp.broadcast_to(free[site.name], data.arrays[argument].shape)
+            value = site.as_argument(jnp.asarray(free[site.name]))
+            data.arrays[argument] = jnp.broadcast_to(value, data.arrays[argument].shape)
             data.masks.pop(argument)
         given = {s.name: free[s.name] for s in structure.of("discrete")}
         numbers = {s.name: free[s.name] for s in structure.of("local", "global")}

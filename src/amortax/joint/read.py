@@ -6,12 +6,13 @@ across units, density terms counted twice) is left to `probe`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from .._errors import ModelError
 from .._types import Batch
-from .arguments import argument_of, label_sites, ragged_groups
+from .arguments import Label, argument_of, label_of, label_sites, ragged_groups
 from .choices import choices_of, refuse_unlisted
 from .depends import Dependencies, dependencies
 from .layout import check_arguments, shapes
@@ -32,18 +33,18 @@ from .structure import Argument, InnerPlate, Role, Site, Structure
 Frames = Mapping[int, tuple[str, int]]  # dim -> (plate, size)
 
 
-def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> Structure:
+def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, missing: Collection[str] = ()) -> Structure:
     """Reads `model` for the units of `data` (all units, host arrays) along `plate`.
+
+    **Arguments**: `missing` names labels that may be missing later, though none is here.
 
     **Raises** `ModelError`, naming the site and what to write instead, for anything that can't be amortized.
     """
-    names = list(data.arrays)
-    check_arguments(model, names, axes)
-    num_units = len(next(iter(data.arrays.values())))
-    whole = observe(model, shapes(data, axes, num_units))
+    check_arguments(model, names := list(data.arrays), axes)
+    whole = observe(model, shapes(data, axes, num_units := len(data.arrays[names[0]])))
     refuse_plates(model, whole, plate, num_units)
     specs = shapes(data, axes, 1)
-    one = observe(model, specs)
+    one = _with_axes(observe(model, specs), whole)
     refuse_plates(model, one, plate, 1)
     refuse_sites(model, one, plate)
     inner = _inner_plates(model, data, axes, one, plate)
@@ -55,10 +56,12 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     unit_axes = _unit_axes(one, whole, plate)
     inside = frozenset(n for n, s in one.items() if n in unit_axes or (s.kind == "sample" and _is_in(s, plate)))
     links = dependencies(model, specs, one, inside, plate)
-    refuse_unobserved(one, list(data.arrays), plate)
-    choices |= choices_of(model, specs, label_sites(data, one, links, plate))
-    summed = {s.argument for s in one.values() if choices.get(s.name)}
-    arguments = tuple(argument_of(n, data, axes, one, links, inner, plate, summed=n in summed) for n in names)
+    refuse_unobserved(one, names, plate)
+    sites = label_sites(one, links, plate)
+    values = choices_of(model, specs, list(sites.values()))
+    labels = {n: label_of(n, data, values[site], declared=n in missing) for n, site in sites.items()}
+    choices |= {site: values[site] for n, site in sites.items() if labels[n].summed}
+    arguments = tuple(argument_of(n, data, axes, one, links, inner, plate, label=labels.get(n, Label())) for n in names)
     refuse_ragged_events(arguments, plate)
     frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
     structure = Structure(
@@ -76,6 +79,11 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str) -> S
     )
     refuse_sums(structure, links.follows)
     return structure
+
+
+def _with_axes(one: dict[str, Seen], whole: dict[str, Seen]) -> dict[str, Seen]:
+    """The axes that the model adds to its arguments, from a run in which the unit axis isn't of length one too."""
+    return {n: dataclasses.replace(s, added=whole[n].added) if n in whole else s for n, s in one.items()}
 
 
 def _is_in(seen: Seen, plate: str) -> bool:
@@ -156,6 +164,7 @@ def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, 
         free_shape=seen.free_shape,
         support=seen.support,
         argument=seen.argument,
+        added=seen.added,
         unit_dim=next((dim for dim, (name, _) in own.items() if name == plate), 0),
         checkable=known.checkable and per_unit,
         choices=known.choices,

@@ -39,6 +39,12 @@ def refuse_plates(model: Callable, seen: dict[str, Seen], plate: str, num_units:
     size = sizes[plate][0]
     if size == num_units:
         return
+    around = [n for s in seen.values() if any(n == plate for n, _, _ in s.plates) for n, _, _ in s.plates if n != plate]
+    if outer := [name for name in around if sizes[name][0] == num_units]:
+        raise ModelError(
+            f"plate '{plate}' is inside plate '{outer[0]}', whose elements are the units "
+            f"of the data: give plate='{outer[0]}'; elements of '{plate}' are part of their unit"
+        )
     if num_units == 1:
         raise ModelError(
             f"plate '{plate}' has {size} elements when the data has one unit: its size is a literal, or read from "

@@ -30,6 +30,7 @@ class Site:
     free_shape: tuple[int, ...]  # unconstrained value, in the model's layout; () unless latent
     support: str
     argument: str | None = None  # observed through this argument itself
+    added: tuple[int, ...] = ()  # axes of length one, from the right, that the model gives it
     unit_dim: int = 0  # the plate's dim, 0 outside it
     checkable: bool = False  # observed in each unit, with a support that depends on no latent
     choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
@@ -40,6 +41,10 @@ class Site:
         where = "per unit" if self.per_unit else "shared"
         return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
 
+    def as_argument(self, value: Array) -> Array:
+        """A value in the model's layout, or the end of its shape, without the axes that its argument lacks."""
+        return jnp.squeeze(value, tuple(axis for axis in self.added if -jnp.ndim(value) <= axis))
+
     @property
     def free_size(self) -> int:
         """Dimension of the unconstrained value."""
@@ -49,6 +54,13 @@ class Site:
     def plates(self) -> frozenset[str]:
         """The inner plates it is in."""
         return frozenset(name for name in self.dims if name is not None)
+
+    @property
+    def plate_axes(self) -> dict[str, int]:
+        """The axis of the unconstrained value along each of its plates."""
+        ndim = len(self.model_shape)
+        kept = [axis for axis in range(ndim) if axis - ndim not in self.dropped]
+        return {name: axis for axis, name in zip(kept, self.dims, strict=True) if name is not None}
 
     @property
     def unit_axis(self) -> int:
@@ -95,6 +107,7 @@ class Argument:
     first_category: int = 0  # the value that stands for its first element
     positive: bool = False  # observed counts or positive numbers: encoders also see the logarithm
     needed: str = ""  # why none of it may be missing, or empty
+    complete: bool = False  # a label of which none was missing when the model was read, but may be later
 
     def facts(self) -> tuple[Any, ...]:
         """What makes it the same argument."""
@@ -129,6 +142,7 @@ class Structure:
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
     classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
+    sampled: bool = False  # that q draws their values and does not list them, so that they may be any number
 
     def of(self, *roles: Role) -> tuple[Site, ...]:
         """Sites with one of the roles, in the model's order."""
@@ -136,8 +150,13 @@ class Structure:
 
     @property
     def learned(self) -> tuple[Site, ...]:
-        """Discrete sites of which the guide has a q: those of the unit itself, where it has numbers too."""
+        """Discrete sites of which the guide has a q: the unit's own, if it has numbers too or q draws them."""
         return tuple(site for site in self.summed if not site.plates) if self.classified else ()
+
+    @property
+    def drawn(self) -> tuple[Site, ...]:
+        """Those of the learned sites whose assignments are nowhere listed."""
+        return self.learned if self.sampled else ()
 
     @property
     def labels(self) -> dict[str, Site]:
@@ -152,6 +171,11 @@ class Structure:
     def size(self, role: Literal["local", "global"]) -> int:
         """Total unconstrained dimension of the local or the global sites."""
         return sum(site.free_size for site in self.of(role))
+
+    def layout(self, role: Literal["local", "global"]) -> tuple[tuple[Any, ...], ...]:
+        """For every site its plates, the shape of its unconstrained value, and the axes along these plates."""
+        axes = ((site.plate_axes, site.free_shape) for site in self.of(role))
+        return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
 
     def argument(self, name: str) -> Argument:
         """The argument called `name`."""

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._types import Batch, Terms
+from .._types import Terms
+from .assignments import Choices
 from .eliminate import draw, eliminate, own_elements
 from .levels import Level, levels_of
 from .structure import DENSE, Structure
 
-Choices = dict[str, Array]  # values of discrete sites of one unit, in the model's layout
 Evaluate = Callable[[Choices], dict[str, Array]]
 
 
@@ -41,34 +41,6 @@ def draw_choices(
             ndim = log_probs[name].ndim - len(levels)
             chosen[name] = jnp.asarray(values)[jnp.reshape(number, number.shape[number.ndim - ndim :])]
     return chosen
-
-
-def choice_values(structure: Structure, number: Array) -> Choices:
-    """The values of the learned sites in assignment `number` of them."""
-    table = levels_of(structure)[0].table()
-    return {site.name: jnp.asarray(table[site.name])[number] for site in structure.learned}
-
-
-def choice_number(structure: Structure, values: Mapping[str, Array]) -> Array:
-    """The assignment of the learned sites that has these possible `values`."""
-    number = jnp.zeros((), jnp.int32)
-    for site in structure.learned:
-        for value in jnp.ravel(values[site.name]):
-            number = number * len(site.choices) + jnp.argmax(value == jnp.asarray(site.choices))
-    return number
-
-
-def allowed_choices(structure: Structure, unit: Batch) -> Array:
-    """Which assignments of the learned sites agree with the labels that one unit has."""
-    level = levels_of(structure)[0]
-    allowed, table = jnp.ones(level.size, bool), level.table()
-    for argument, site in structure.labels.items():
-        if site in structure.learned:
-            seen = jnp.reshape(unit.arrays[argument], (1, *site.event_shape)) == jnp.asarray(table[site.name])
-            if argument in unit.masks:
-                seen = seen | ~jnp.reshape(unit.masks[argument], (1, *site.event_shape))
-            allowed = allowed & jnp.all(seen, axis=tuple(range(1, seen.ndim)))
-    return allowed
 
 
 def given_choices(

@@ -53,6 +53,11 @@ class AbstractObjective(eqx.Module):
     def check(self, structure: Structure) -> None:
         """Raises `ModelError` where it can't be computed for the model."""
 
+    @property
+    @abstractmethod
+    def bias(self) -> str:
+        """What makes its gradient another than that of its loss in the mean; empty where nothing does."""
+
     @abstractmethod
     def is_settled(self, step: int) -> bool:
         """Whether losses from `step` on are comparable: no schedule of it still moves."""
@@ -70,14 +75,24 @@ def check_objective(objective: AbstractObjective, structure: Structure, *, train
 
 
 def check_locals(name: str, structure: Structure) -> None:
-    """Raises `ModelError` unless the model has latents in each unit, all numeric: objective `name` is about those."""
-    if not structure.size("local"):
+    """Raises `ModelError` unless q draws something in each unit: objective `name` is about those draws.
+
+    What is summed exactly is in the density already, of which it changes nothing. Choices of which there is a listed q
+    are components of q, one draw from each; choices that are drawn learn by the score function.
+    """
+    if not structure.size("local") and not structure.drawn:
+        summed = f" but {[site.name for site in structure.summed]}, which are summed exactly" * bool(structure.summed)
         raise ModelError(
             f"{name} is about draws of each unit's latents, but model '{structure.model}' has none inside plate "
-            f"'{structure.plate}'; use am.ELBO()"
+            f"'{structure.plate}'{summed}; use am.ELBO()"
         )
+
+
+def check_numeric(name: str, structure: Structure) -> None:
+    """Raises `ModelError` unless the latents of a unit are all numeric: `name` is about log p(u | v) of those alone."""
+    check_locals(name, structure)
     if structure.summed:
         raise ModelError(
-            f"{name} does not know discrete latents yet, and model '{structure.model}' has "
-            f"{[site.name for site in structure.summed]}; use am.ELBO()"
+            f"{name} weighs log p of a unit's latents, of which model '{structure.model}' has discrete ones, "
+            f"{[site.name for site in structure.summed]}, that are summed over or drawn; use am.ELBO()"
         )

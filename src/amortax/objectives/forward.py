@@ -24,6 +24,7 @@ from .._errors import FitError, GuideError, ModelError
 from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..heads import prior_frame
+from ..joint.assignments import standing
 from ..joint.joint import Joint
 from ..joint.structure import Structure
 from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals
@@ -55,6 +56,11 @@ class ForwardKL(AbstractObjective):
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals, and one that can't be simulated."""
         check_simulation("am.ForwardKL", structure)
+
+    @property
+    def bias(self) -> str:
+        """None."""
+        return ""
 
     def is_settled(self, step: int) -> bool:
         """Always: it has no schedule."""
@@ -125,9 +131,13 @@ def simulate(
             shared = jnp.where(from_prior, joint.simulate_shared(prior_key, unit), guide.sample_shared(guide_key)[0])
         local, responses = joint.simulate(key, shared, unit)
         within = [jnp.all(jnp.abs(x) <= limits[name]) for name, x in responses.items()]
-        for value, block in ((local, guide.local), (shared, guide.shared)):
-            if block is not None:
-                within.append(jnp.all(jnp.abs(prior_frame(block.whitening).take(value)) <= FARTHEST))
+        places = []
+        if guide.shared is not None:
+            places.append(prior_frame(guide.shared.whitening).take(shared))
+        if guide.local is not None:
+            numbers, at = standing(joint.structure, local, unit)
+            places.append(guide.fixed_frame(at).take(numbers))
+        within += [jnp.all(jnp.abs(place) <= FARTHEST) for place in places]
         useful = jnp.all(jnp.stack(within))
         kept = {name: jnp.where(useful, x, unit.arrays[name]) for name, x in responses.items()}
         drawn = Batch({**unit.arrays, **kept}, unit.masks, unit.lengths)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from .._types import Batch, Context
 from ..guide import Guide
+from ..joint.assignments import allowed_choices, seen_digits
 from ..joint.joint import Joint
-from ..joint.summed import allowed_choices
 
 
 def label_log_prob(
@@ -27,6 +27,9 @@ def label_log_prob(
     """log q of the labels that each unit has, 0 where it has none."""
 
     def of(context: Context, unit: Batch) -> Array:
+        if guide.draws_choice:
+            digits, seen = seen_digits(joint.structure, unit)
+            return jnp.sum(jnp.where(seen, guide.element_log_probs(digits, context, shared), 0.0))
         log_probs = guide.choice_log_probs(context, shared, unit, joint, labelled=False)
         return jax.nn.logsumexp(jnp.where(allowed_choices(joint.structure, unit), log_probs, -jnp.inf))
 

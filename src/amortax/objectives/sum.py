@@ -51,6 +51,11 @@ class Sum(AbstractObjective):
         """Whether one of them does."""
         return any(each.trains_all for each in self.objectives)
 
+    @property
+    def bias(self) -> str:
+        """Of any of them."""
+        return "; ".join(each.bias for each in self.objectives if each.bias)
+
     def check(self, structure: Structure) -> None:
         """As each of them."""
         for each in self.objectives:

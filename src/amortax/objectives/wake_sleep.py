@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._errors import FitError
+from .._errors import FitError, ModelError
 from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -27,6 +27,7 @@ from ..joint.structure import Structure
 from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals
 from .estimators import mean_bound, stopped
 from .forward import check_simulation, simulated_loss
+from .score import drawn_weights
 from .weighted import plain_weights, power_mean
 
 
@@ -61,8 +62,18 @@ class WakeSleep(AbstractObjective):
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals, and one that can't be simulated unless `wake_share` is 1."""
         check_locals("am.WakeSleep", structure)
+        if structure.drawn and structure.size("global"):
+            raise ModelError(
+                f"am.WakeSleep: q draws {[site.name for site in structure.drawn]} given the globals, and the wake "
+                "phase has no gradient of q(v) through such draws; use am.ELBO() or am.IWELBO(), which have the score's"
+            )
         if self.wake_share < 1:
             check_simulation("am.WakeSleep", structure)
+
+    @property
+    def bias(self) -> str:
+        """None."""
+        return ""
 
     def is_settled(self, step: int) -> bool:
         """Always: it has no schedule."""
@@ -88,8 +99,12 @@ class WakeSleep(AbstractObjective):
     ) -> tuple[Array, Array]:
         """(bounds of the units, log p(v)); what q of the locals learns from them is in the gradient alone."""
         still_guide, still_joint, still_context, still_shared = stopped((guide, joint, context, shared))
-        noise = guide.local_noise(key, self.num_particles, batch_size(batch))
-        each = plain_weights(noise, still_guide, (joint, still_joint), batch, still_context, shared)
+        joints = joint, still_joint
+        if guide.draws_choice:
+            each = drawn_weights(key, still_guide, joints, batch, still_context, shared, count=self.num_particles)
+        else:
+            noise = guide.local_noise(key, self.num_particles, batch_size(batch))
+            each = plain_weights(noise, still_guide, joints, batch, still_context, shared)
         bound = power_mean(each.log_weight, each.log_share, 0.0)
         if self.wake_share == 0:
             return bound, each.log_prior

@@ -22,6 +22,7 @@ class Record:
     step: tuple[int, ...] = ()  # at the end of every block
     elbo_per_unit: tuple[float, ...] = ()  # mean over the block
     validation_elbo_per_unit: tuple[float, ...] = ()
+    bias: str = ""  # what made the gradient another than that of the bound, if anything did
     data_fingerprint: str = ""
     versions: tuple[tuple[str, str], ...] = ()
 

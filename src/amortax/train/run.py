@@ -98,9 +98,10 @@ class _Progression:
         self.num_settled += int(result.num_summed)
         self.settled_blocks += 1
 
-    def record(self, num_units: int, batch_size: int, seconds: float) -> Record:
+    def record(self, num_units: int, batch_size: int, seconds: float, bias: str) -> Record:
         """What is stored of the run."""
         return Record(
+            bias=bias,
             num_units=num_units,
             num_steps=self.steps[-1] if self.steps else 0,
             batch_size=batch_size,
@@ -161,7 +162,7 @@ def train(
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
     joint, guide = eqx.combine(_answer(setting, seen, data.held_out if _chooses(setting) else None), rest)
-    return joint, guide, seen.record(size, batch, time.perf_counter() - start)
+    return joint, guide, seen.record(size, batch, time.perf_counter() - start, objective.bias)
 
 
 def _blocks(

@@ -182,4 +182,7 @@ def unit_elbos(params: PyTree, rest: PyTree, batch: Batch, key: Array) -> Array:
     """One draw of the bound of every unit: names the units that are not finite."""
     joint, guide = eqx.combine(params, rest)
     shared, _ = guide.sample_shared(jax.random.fold_in(key, 0))
-    return local_draws(jax.random.fold_in(key, 1), guide, joint, batch, guide.encode(batch), shared).elbo
+    contexts = guide.encode(batch)
+    at = guide.at_choices(jax.random.fold_in(key, 2), contexts, shared, batch, joint)
+    draws = local_draws(jax.random.fold_in(key, 1), guide, joint, at, contexts, shared)
+    return draws.elbo - guide.choices_log_prob(contexts, shared, at, joint)

@@ -1,0 +1,167 @@
+"""A variational autoencoder of handwritten digits: a diagonal posterior against a flow, equal encoder, equal time.
+
+    python examples/vae/vae.py                      # 8 x 8 digits, which are in examples/data
+    python examples/vae/vae.py --data mnist.npz     # MNIST
+    python examples/vae/vae.py --small              # a minute, for CI
+
+Prints, for each posterior, on test images: the ELBO, the evidence by importance draws, k-hat, and what it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.contrib.module import eqx_module
+
+import amortax as am
+
+DIGITS = Path(__file__).parents[1] / "data" / "digits.npz"
+
+
+class Decoder(eqx.Module):
+    """Latents of one image -> logits of its pixels (H, W): any Equinox module will do."""
+
+    network: eqx.nn.MLP
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    def __init__(self, latents: int, width: int, shape: tuple[int, int], *, key: jax.Array) -> None:
+        self.network = eqx.nn.MLP(latents, shape[0] * shape[1], width, depth=1, activation=jax.nn.silu, key=key)
+        self.shape = shape
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """The logits at `z`."""
+        return self.network(z).reshape(self.shape)
+
+
+def vae(image: jax.Array, decoder: Decoder, latents: int) -> None:
+    """The model: standard normal latents, pixels on or off, a decoder learned by maximum likelihood."""
+    network = eqx_module("decoder", decoder)
+    with numpyro.plate("image", image.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([latents]).to_event(1))
+        numpyro.sample("pixels", dist.Bernoulli(logits=jax.vmap(network)(z)).to_event(2), obs=image)
+
+
+def read(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test images (N, H, W) of zeros and ones, each pixel drawn once by its intensity."""
+    random = np.random.RandomState(0)
+    if path is None:
+        grey = np.load(DIGITS)["images"] / 16
+        kept = random.permutation(len(grey))
+        training, test = grey[kept[300:]], grey[kept[:300]]
+    else:
+        arrays = np.load(path)
+        training, test = arrays["train_images"] / 255, arrays["test_images"] / 255
+    test = random.random_sample(test.shape) < test
+    training = random.random_sample(training.shape) < training
+    return training.astype(np.float32), test.astype(np.float32)
+
+
+def fit(plan: am.Plan, images: np.ndarray, seconds: float, batch_size: int) -> am.Posterior:
+    """Trains for about so many seconds; compilation is not counted, since none of it grows with the training."""
+    options = {"key": jax.random.key(0), "batch_size": batch_size}
+    am.fit(plan, {"image": images}, num_steps=100, **options)  # compiles
+    for num_steps in (200, 2000):
+        pilot = am.fit(plan, {"image": images}, num_steps=num_steps, **options).record
+        if pilot.seconds > 1.0:  # long enough to go by
+            break
+    num_steps = max(200, int(seconds / pilot.seconds * pilot.num_steps))
+    return am.fit(plan, {"image": images}, num_steps=num_steps, **options)
+
+
+def independent_pixels(training: np.ndarray, test: np.ndarray) -> float:
+    """Mean log probability of test images if pixels were independent: what any decoder must beat."""
+    share = (training.sum(axis=0) + 0.5) / (len(training) + 1)
+    return float(np.where(test > 0, np.log(share), np.log1p(-share)).sum(axis=(1, 2)).mean())
+
+
+def row(name: str, posterior: am.Posterior, test: np.ndarray, num_samples: int) -> tuple[str, dict[str, float]]:
+    """One line of the table, and its numbers."""
+    start = time.perf_counter()
+    found = posterior.evidence({"image": test}, key=jax.random.key(1), num_samples=num_samples)
+    record, took = posterior.record, time.perf_counter() - start
+    numbers = {key: float(found[key].mean()) for key in ("elbo", "log_evidence")}
+    error = float(np.sqrt((found["standard_error"] ** 2).sum())) / len(test)
+    above = float((found["pareto_k"] > 0.7).mean())
+    line = (
+        f"{name:10} {numbers['elbo']:10.2f} {numbers['log_evidence']:10.2f} ± {error:.2f}"
+        f" {numbers['log_evidence'] - numbers['elbo']:7.2f} {above:9.0%} {record.num_steps:8,}"
+        f" {record.seconds:7.1f} s {took:9.1f} s"
+    )
+    return line, numbers
+
+
+def picture(path: Path, posteriors: dict[str, am.Posterior], test: np.ndarray) -> None:
+    """Test images, and what each posterior makes of them: means of 50 predictive draws."""
+    import matplotlib.pyplot as plt
+
+    rows = {"data": test[:10]}
+    for name, posterior in posteriors.items():
+        drawn = posterior.predict({"image": test[:10]}, num_samples=50, key=jax.random.key(2))["pixels"]
+        rows[name] = drawn.mean("sample").values
+    figure, axes = plt.subplots(len(rows), 10, figsize=(6, 0.65 * len(rows)))
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=90, bbox_inches="tight")
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="mnist.npz; without it the 8 x 8 digits")
+    parser.add_argument("--small", action="store_true", help="a small form of the 8 x 8 digits")
+    parser.add_argument("--seconds", type=float, help="of training, for each posterior (default 60, MNIST 300)")
+    parser.add_argument("--encoder", choices=("dense", "convolution"), default="dense")
+    parser.add_argument("--flow", choices=("coupling", "iaf"), default="coupling")
+    parser.add_argument("--layers", type=int, default=4, help="of the flow")
+    parser.add_argument("--latents", type=int, help="default 20, 8 x 8 digits 8")
+    parser.add_argument("--images", type=int, help="test images to judge by (default 300, MNIST 1,000)")
+    parser.add_argument("--samples", type=int, default=5000, help="importance draws for each test image")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--out", type=Path, help="where to write the picture")
+    given = parser.parse_args()
+    large = given.data is not None
+    given.seconds = given.seconds or (3.0 if given.small else 300.0 if large else 60.0)
+    given.latents = given.latents or (20 if large else 8)
+    given.images = given.images or (1000 if large else 300)
+    given.samples = 500 if given.small else given.samples
+    return given
+
+
+def main() -> None:
+    """Trains and judges both posteriors."""
+    given = arguments()
+    training, test = read(given.data)
+    test = test[: given.images]
+    width = 400 if given.data else 128
+    decoder = Decoder(given.latents, width, training.shape[1:], key=jax.random.key(0))
+    model = functools.partial(vae, decoder=decoder, latents=given.latents)
+    encoder = am.convolution() if given.encoder == "convolution" else am.dense(width=width, depth=2)
+    flow = {"coupling": am.coupling, "iaf": am.iaf}[given.flow](layers=given.layers, outer=am.diagonal())
+    posteriors, found = {}, {}
+    print(f"{len(training):,} training and {len(test):,} test images, {training[0].size} pixels, {jax.devices()[0]}")
+    print(f"independent pixels: {independent_pixels(training, test):.2f} nats per image")
+    print("posterior        ELBO   log p(image)        gap  k > 0.7    steps  trained    judged")
+    for name, family in {"diagonal": am.diagonal(), given.flow: flow}.items():
+        plan = am.amortize(model, {"image": training}, plate="image", encoder=encoder, family=family)
+        posteriors[name] = fit(plan, training, given.seconds, given.batch_size)
+        line, found[name] = row(name, posteriors[name], test, given.samples)
+        print(line, flush=True)
+    gain = found[given.flow]["elbo"] - found["diagonal"]["elbo"]
+    print(f"the flow's test ELBO is {gain:+.2f} nats per image above the diagonal one's")
+    if given.out:
+        picture(given.out, posteriors, test)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What doesn't suit: a model without latents, recipes without use, or that don't go together? Errors that name them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ._errors import GuideError, ModelError
+from ._recipe import Recipe
+from .encoders.free import free
+from .families.discrete import factorised
+from .heads import newton
+from .joint.arguments import unplanned
+from .joint.structure import Structure
+
+
+def with_choice(structure: Structure, encoder: Recipe | None, classifier: Recipe | None) -> Structure:
+    """The structure as the guide will see it: with a q of the unit's own discrete sites or not, listed or drawn."""
+    own, drawn = any(not site.plates for site in structure.summed), isinstance(classifier, factorised)
+    if not drawn:
+        classified = own and structure.size("local") > 0 and not isinstance(encoder, free)
+        return dataclasses.replace(structure, classified=classified)
+    if not own:
+        raise GuideError(
+            f"classifier=am.factorised() has nothing to do: model '{structure.model}' has no discrete latent in plate "
+            f"'{structure.plate}' itself (those of plates inside it are summed element by element); leave it out, or "
+            "write elements that are too many or tied together as one event of the unit (.to_event)"
+        )
+    if isinstance(encoder, free):
+        raise GuideError(
+            "encoder=am.free() with classifier=am.factorised(): a unit's own parameters hold no q of its choice; leave "
+            "out the encoder, and one is chosen by the data"
+        )
+    return dataclasses.replace(structure, classified=True, sampled=True)
+
+
+def check_latents(structure: Structure) -> None:
+    """There must be something to learn."""
+    if not (structure.size("local") or structure.size("global") or structure.summed):
+        why = "".join(f"; {a.needed}" for a in structure.arguments if a.needed == unplanned(a.name))
+        raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn{why}")
+
+
+def check_head(encoder: Recipe | None, head: Recipe | None) -> None:
+    """Parameters of a unit's own are not told the globals: only some heads place them."""
+    if isinstance(encoder, free) and not isinstance(head or newton(), newton):
+        raise GuideError(
+            f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
+            "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
+        )
+
+
+def check_missing(structure: Structure, missing: Sequence[str]) -> None:
+    """Only labels may be missing later where none is in training."""
+    for name in missing:
+        if name not in structure.labels:
+            raise GuideError(
+                f"missing={list(missing)}: '{name}' of model '{structure.model}' is no label (observed by a discrete "
+                "site of finite support on which other sites depend), and where nothing is missing in training no "
+                "encoder learns to read what misses it; give data of which some lacks it, or leave it out"
+            )
+
+
+def refuse_without_numbers(structure: Structure, **given: Recipe | None) -> None:
+    """Recipes that are about a unit's numbers, of which the model has none."""
+    if structure.drawn:
+        given["encoder"] = None  # which q of the choice has use for
+    how = f" but discrete ones, which are {'drawn' if structure.drawn else 'summed exactly'}" * bool(structure.summed)
+    refuse_idle(given, f"the model has no local latents{how}")
+
+
+def refuse_idle(given: dict[str, Recipe | None], why: str) -> None:
+    """A recipe that has nothing to do."""
+    for name, recipe in given.items():
+        if recipe is not None:
+            raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
