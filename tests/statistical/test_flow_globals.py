@@ -22,9 +22,9 @@ def test_a_coupling_bends_to_the_target(name, most):
     target = TARGETS[name]
     posterior, units = fitted(target, am.coupling(4), num_steps=1500)
     elbo, error, _, k, ess = weighed(posterior, units)
-    print(f"{name}: log Z - ELBO {target.log_evidence - elbo:.4f} ± {error:.4f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
-    assert target.log_evidence - elbo < most + 5 * error
-    assert elbo < target.log_evidence + 5 * error
+    gap = target.log_evidence() - elbo
+    print(f"{name}: log Z - ELBO {gap:.4f} ± {error:.4f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
+    assert -5 * error - 2e-3 < gap < most + 5 * error  # 2e-3: float32, and the grid of the evidence
 
 
 def test_networks_of_a_flow_move_like_other_networks():
