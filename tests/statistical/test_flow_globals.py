@@ -61,25 +61,15 @@ def globals_of(reference):
     return ((name, known) for name, known in reference.items() if not name.startswith("county_effect["))
 
 
-LIMITS = {  # family, worst mean in reference sd, sd ratios
-    "eight_schools": (am.coupling(6), 0.15, 0.85, 1.15),
-    "low_dim_gauss_mix": (am.coupling(6), 0.15, 0.85, 1.15),
-    "arK": (am.coupling(6), 0.15, 0.85, 1.15),
-    "gp_pois_regr": (am.coupling(6), 0.15, 0.85, 1.15),
-    "hmm_drive_0": (am.coupling(6), 0.15, 0.85, 1.15),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", ["eight_schools", "low_dim_gauss_mix", "hmm_drive_0"])
 def test_posteriors_of_posteriordb(shared, name):
-    family, most, least_ratio, most_ratio = LIMITS[name]
     target = dict(posteriordb(shared / "data/posteriordb"))[name]
-    posterior, units = fitted(target, family, num_steps=3000)
+    posterior, units = fitted(target, am.coupling(6), num_steps=3000)
     off, low, high = compared(posterior, units, target.reference)
-    elbo, error, _, k, ess = weighed(posterior, units)
+    _, _, _, k, ess = weighed(posterior, units)
     print(f"{name}: worst mean {off:.3f} sd, sd ratios {low:.3f} to {high:.3f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
-    assert off < most
-    assert low > least_ratio
-    assert high < most_ratio
+    assert off < 0.15
+    assert low > 0.85
+    assert high < 1.15
     assert k < 0.7 or ess > 0.99 * 4000  # of weights that hardly differ, k-hat says nothing
