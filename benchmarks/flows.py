@@ -71,8 +71,8 @@ def flowjax():
     for name, (make, options) in flows.items():
 
         def build(make=make, options=options):
-            made = eqx.filter_jit(lambda key: make(key, base_dist=Normal(jnp.zeros(SIZE)), **networks, **options))
-            return made(jax.random.key(0))
+            # not under one jit, as ours: version 19.1 keeps a traced array and fails
+            return make(jax.random.key(0), base_dist=Normal(jnp.zeros(SIZE)), **networks, **options)
 
         yield f"FlowJAX {name}", build, draw
 

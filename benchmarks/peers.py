@@ -72,7 +72,7 @@ def numpyro_vae(data, batch):
     decoder = Decoder(keys[2])
 
     def model(image):
-        net = numpyro.param("decoder", decoder)
+        (net,) = numpyro.param("decoder", (decoder,))  # a callable alone would be taken for an initialiser
         with numpyro.plate("image", len(image)), numpyro.handlers.scale(scale=size / len(image)):
             z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([20]).to_event(1))
             numpyro.sample("pixels", dist.Bernoulli(logits=net(z)).to_event(1), obs=image)

@@ -290,4 +290,20 @@ MUTATIONS = (
         ENCODERS,
         "formula",
     ),
+    Mutation(
+        "a single unit read alone",
+        "plan.py",
+        "np.concatenate([x, x])",
+        "np.concatenate([x])",
+        "exact/test_one_unit.py",
+        "hide",
+    ),
+    Mutation(
+        "networks of a flow as fast as free numbers",
+        "train/schedule.py",
+        "not isinstance(x, Linear)",
+        "True",
+        "statistical/test_flow_globals.py",
+        "networks_of_a_flow",
+    ),
 )

@@ -3,6 +3,7 @@
 The targets are those of `benchmarks/targets.py`, whose table is in `benchmarks/RESULTS.md`.
 """
 
+import equinox as eqx
 import jax
 import pytest
 from flow_table import compared, fitted, weighed
@@ -11,6 +12,7 @@ from targets import posteriordb, two_dimensional
 import amortax as am
 from amortax import demo
 from amortax.models import radon
+from amortax.train.schedule import of_globals
 
 TARGETS = dict(two_dimensional())
 
@@ -20,9 +22,19 @@ def test_a_coupling_bends_to_the_target(name, most):
     target = TARGETS[name]
     posterior, units = fitted(target, am.coupling(4), num_steps=1500)
     elbo, error, _, k, ess = weighed(posterior, units)
-    print(f"{name}: log Z - ELBO {target.log_evidence - elbo:.4f} ± {error:.4f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
-    assert target.log_evidence - elbo < most + 5 * error
-    assert elbo < target.log_evidence + 5 * error
+    gap = target.log_evidence() - elbo
+    print(f"{name}: log Z - ELBO {gap:.4f} ± {error:.4f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
+    assert -5 * error - 2e-3 < gap < most + 5 * error  # 2e-3: float32, and the grid of the evidence
+
+
+def test_networks_of_a_flow_move_like_other_networks():
+    """Ten times faster, as free numbers of q(v) do, a spline coupling on radon ends 850 nats below the evidence."""
+    target = TARGETS["banana"]
+    plan = am.amortize(target.model, target.data, plate="target", shared_family=am.coupling(2))
+    shapes = eqx.filter(plan.skeleton(), lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    _, guide = of_globals(({}, shapes))
+    assert jax.tree.leaves(guide.shared.family.outer.parameters) == [True]
+    assert not any(jax.tree.leaves(guide.shared.family.layers))
 
 
 @pytest.mark.slow
@@ -49,25 +61,15 @@ def globals_of(reference):
     return ((name, known) for name, known in reference.items() if not name.startswith("county_effect["))
 
 
-LIMITS = {  # family, worst mean in reference sd, sd ratios
-    "eight_schools": (am.coupling(6), 0.15, 0.85, 1.15),
-    "low_dim_gauss_mix": (am.coupling(6), 0.15, 0.85, 1.15),
-    "arK": (am.coupling(6), 0.15, 0.85, 1.15),
-    "gp_pois_regr": (am.coupling(6), 0.15, 0.85, 1.15),
-    "hmm_drive_0": (am.coupling(6), 0.15, 0.85, 1.15),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", ["eight_schools", "low_dim_gauss_mix", "hmm_drive_0"])
 def test_posteriors_of_posteriordb(shared, name):
-    family, most, least_ratio, most_ratio = LIMITS[name]
     target = dict(posteriordb(shared / "data/posteriordb"))[name]
-    posterior, units = fitted(target, family, num_steps=3000)
+    posterior, units = fitted(target, am.coupling(6), num_steps=3000)
     off, low, high = compared(posterior, units, target.reference)
-    elbo, error, _, k, ess = weighed(posterior, units)
+    _, _, _, k, ess = weighed(posterior, units)
     print(f"{name}: worst mean {off:.3f} sd, sd ratios {low:.3f} to {high:.3f}, k-hat {k:.2f}, ESS {ess:.0f} of 4000")
-    assert off < most
-    assert low > least_ratio
-    assert high < most_ratio
+    assert off < 0.15
+    assert low > 0.85
+    assert high < 1.15
     assert k < 0.7 or ess > 0.99 * 4000  # of weights that hardly differ, k-hat says nothing
