@@ -66,8 +66,8 @@ class Images(NamedTuple):
     answers: np.ndarray  # of the test images
 
 
-def read(path: Path | None, labels: int, splits: Path | None, seed: int) -> Images:
-    """The images, with as many labels of each class, chosen by `seed` or as `splits` says."""
+def read(path: Path | None, labels: int, splits: Path | None, seed: int, copies: int) -> Images:
+    """The images, with as many labels of each class, by `seed` or as `splits` says, `copies` of each."""
     random = np.random.RandomState(seed)
     if path is None:
         arrays = np.load(DIGITS)
@@ -89,7 +89,9 @@ def read(path: Path | None, labels: int, splits: Path | None, seed: int) -> Imag
     pixels = np.random.RandomState(0)
     binary = ((pixels.random_sample(x.shape) < x).astype(np.float32) for x in (grey, validation, test))
     images, validation, test = binary
-    return Images({"image": images, "label": np.ma.array(digit, mask=missing)}, validation, test, answers)
+    rows = np.concatenate([np.arange(len(digit)), np.tile(known, copies - 1)])
+    label = np.ma.array(digit[rows], mask=missing[rows])
+    return Images({"image": images[rows], "label": label}, validation, test, answers)
 
 
 def accuracy(posterior: am.Posterior, test: np.ndarray, answers: np.ndarray, num_samples: int = 50) -> float:
@@ -139,9 +141,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--splits", type=Path, help="npz with labelled_<labels>_seed<seed>: which images have labels")
     parser.add_argument("--small", action="store_true", help="a small form of the 8 x 8 digits")
     parser.add_argument("--labels", type=int, default=100)
+    parser.add_argument("--copies", type=int, default=1, help="of each labelled image, so that more are in a batch")
     parser.add_argument("--seed", type=int, default=0, help="which images have labels, and of training")
     parser.add_argument("--steps", type=int, help="default 3,000, MNIST 10,000")
-    parser.add_argument("--alpha", type=float, help="of the classifier's own term; default 0.1, 8 x 8 digits 1")
+    parser.add_argument("--alpha", type=float, default=1.0, help="of the classifier's own term")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--latents", type=int, help="default 50, 8 x 8 digits 10")
     parser.add_argument("--width", type=int, help="of all networks; default 256, 8 x 8 digits 128")
@@ -149,7 +152,6 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     large = given.data is not None
     given.steps = given.steps or (800 if given.small else 10_000 if large else 3_000)
-    given.alpha = given.alpha or (0.1 if large else 1.0)
     given.latents = given.latents or (50 if large else 10)
     given.width = given.width or (256 if large else 128)
     return given
@@ -158,7 +160,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Trains with and without the unlabelled images."""
     given = arguments()
-    images = read(given.data, given.labels, given.splits, given.seed)
+    images = read(given.data, given.labels, given.splits, given.seed, given.copies)
     count, *shape = images.training["image"].shape
     decoder = Decoder(given.latents, given.width, tuple(shape), key=jax.random.key(0))
     model = functools.partial(m2, decoder=decoder, latents=given.latents)

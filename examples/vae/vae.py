@@ -65,15 +65,12 @@ def read(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(plan: am.Plan, images: np.ndarray, seconds: float, batch_size: int) -> am.Posterior:
-    """Trains for about so many seconds; compilation is not counted, since none of it grows with the training."""
+    """Trains for about so many seconds, by the pace between two short runs: starting and compiling do not count."""
     options = {"key": jax.random.key(0), "batch_size": batch_size}
     am.fit(plan, {"image": images}, num_steps=100, **options)  # compiles
-    for num_steps in (200, 2000):
-        pilot = am.fit(plan, {"image": images}, num_steps=num_steps, **options).record
-        if pilot.seconds > 1.0:  # long enough to go by
-            break
-    num_steps = max(200, int(seconds / pilot.seconds * pilot.num_steps))
-    return am.fit(plan, {"image": images}, num_steps=num_steps, **options)
+    short, long = (am.fit(plan, {"image": images}, num_steps=n, **options).record for n in (100, 500))
+    pace = (long.num_steps - short.num_steps) / max(long.seconds - short.seconds, 1e-3)
+    return am.fit(plan, {"image": images}, num_steps=max(200, int(seconds * pace)), **options)
 
 
 def independent_pixels(training: np.ndarray, test: np.ndarray) -> float:
