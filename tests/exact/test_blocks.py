@@ -71,7 +71,7 @@ def exact():
     return covariance @ total, covariance
 
 
-def q_of(family, num_steps=1500):
+def q_of(family, num_steps=1000):
     """Mean and covariance of a trained q(v), read off the draws, which are affine in their noise."""
     x, y = simulated()
     data = {"x": x, "y": y}
