@@ -97,6 +97,7 @@ class Faulty(AbstractObjective):
     gradient_share: jax.Array
 
     trains_all: ClassVar[bool] = True
+    bias: ClassVar[str] = ""
 
     def check(self, structure):
         """Any model."""
