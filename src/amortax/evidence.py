@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from ._errors import DataError
 from .chunks import chunks
 from .data import Units
 from .guide import Guide
 from .importance import shared_draws, unit_numbers
 from .joint.joint import Joint
+from .psis import MIN_SAMPLES
 
 TOGETHER = 250  # draws of one unit evaluated at once
 GLOBAL_DRAWS = 8
@@ -24,6 +26,11 @@ GLOBAL_DRAWS = 8
 
 def evidence(joint: Joint, guide: Guide, data: Units, num_samples: int, key: Array) -> dict[str, np.ndarray]:
     """Numbers of checked units, by name, each (units,); see `Posterior.evidence`."""
+    if num_samples < MIN_SAMPLES:
+        raise DataError(
+            f"evidence: num_samples={num_samples} is too few for an error and a k-hat; give {MIN_SAMPLES} or more, "
+            "5,000 say"
+        )
     shared, _ = shared_draws(jax.random.fold_in(key, 0), guide, GLOBAL_DRAWS if guide.shared is not None else 1)
     together, draws = min(num_samples, TOGETHER), shared.shape[0]
     parts = []

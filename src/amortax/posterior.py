@@ -112,8 +112,11 @@ class Posterior(eqx.Module):
 
         **Returns** an `xarray.Dataset` with, for every unit, `log_evidence`, its Monte-Carlo `standard_error`, the
         `elbo` of the same draws, and `pareto_k`: above 0.7 the draws miss much of the posterior, and the evidence is
-        too low by more than its error says. Discrete latents are summed. With globals all are means over draws of
-        q(v) of log p(d | v).
+        too low by more than its error says. What q never draws, a mode or a discrete choice, none of these numbers can
+        see. Discrete latents of which there is no q are summed. With globals all are means over draws of q(v) of
+        log p(d | v).
+
+        **Raises** `DataError` for fewer draws than a k-hat needs.
         """
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)

@@ -52,6 +52,8 @@ def check_head(encoder: Recipe | None, head: Recipe | None) -> None:
 
 def check_missing(structure: Structure, missing: Sequence[str]) -> None:
     """Only labels may be missing later where none is in training."""
+    if isinstance(missing, str):
+        raise GuideError(f"missing: expected a list of names, got the text {missing!r}; write [{missing!r}]")
     for name in missing:
         if name not in structure.labels:
             raise GuideError(

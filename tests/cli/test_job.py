@@ -90,6 +90,13 @@ def test_a_wrong_job_is_refused_by_key(tmp_path, old, new, said):
     assert said in refusal(tmp_path, JOB.replace(old, new))
 
 
+def test_an_option_that_no_job_can_give_is_refused_by_its_type(tmp_path):
+    guide = "[guide]\n"
+    assert guide in JOB
+    said = refusal(tmp_path, JOB.replace(guide, guide + 'shared_family = { recipe = "blocks", layout = [] }\n'))
+    assert "option 'layout': expected" in said
+
+
 def test_a_job_that_is_not_there(tmp_path):
     with pytest.raises(AmortaxError, match="no such file"):
         read_job(tmp_path / "absent.toml")

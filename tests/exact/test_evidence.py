@@ -68,3 +68,9 @@ def test_with_globals_it_is_the_mean_over_them():
     found = posterior.evidence({"x": x}, key=jax.random.key(4), num_samples=500)
     assert float(np.abs((found.log_evidence - exact) / found.standard_error).max()) < 7  # seven degrees of freedom
     assert float(np.abs(found.log_evidence - exact).max()) < 0.3
+
+
+def test_too_few_draws_for_an_error_are_refused(fitted):
+    posterior, x = fitted
+    with pytest.raises(am.DataError, match="num_samples=20 is too few for an error and a k-hat; give 21 or more"):
+        posterior.evidence({"x": x[:2]}, key=KEY, num_samples=20)

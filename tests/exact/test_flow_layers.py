@@ -1,6 +1,7 @@
 """Is every layer of a flow the map that its paper writes? Structure of dependence, splines by NumPy, bounds, cost."""
 
 import math
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -10,7 +11,8 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import amortax as am
-from amortax.families.autoregressive import Masked
+from amortax.families.autoregressive import Autoregressive, Masked
+from amortax.families.flow import build_flow
 from amortax.families.spline import SMALLEST, Spline
 from amortax.families.transforms import BOUND, Affine
 
@@ -127,3 +129,9 @@ def test_a_layer_scales_within_its_bound_whatever_its_network_says():
 def test_a_coupling_on_one_dimension_is_refused_with_what_fits(recipe):
     with pytest.raises(am.GuideError, match=r"one half of the numbers by the other; take am.maf\(.*am.mixture"):
         recipe.build(1, (), key=KEY)
+
+
+def test_the_outer_map_of_a_flow_must_be_affine():
+    recipe = SimpleNamespace(layers=2, width=8, depth=1, base=None, outer=am.low_rank(1))  # types are checked in tests
+    with pytest.raises(am.GuideError, match="an affine map, got low_rank"):
+        build_flow(recipe, 3, (), lambda key: Autoregressive(Masked(3, (), Affine(), 8, 1, key=key)), key=KEY)

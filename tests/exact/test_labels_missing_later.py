@@ -88,7 +88,10 @@ def test_a_classifier_that_nothing_teaches_is_refused_and_a_taught_one_answers()
     x = (6.0 * y + RNG.normal(size=64)).astype(np.float32)
     data = {"x": x, "y": y}
     plan = am.amortize(label_and_number, data, plate="unit", missing=["y"])
-    with pytest.raises(am.FitError, match=r"am.ELBO\(\) teaches q\(y \| data\) nothing .*classifier_weight=1.0"):
+    for objective in (am.ELBO(), am.IWELBO(2), am.Renyi(0.5), am.WakeSleep(2, wake_share=1.0)):
+        with pytest.raises(am.FitError, match=r"teaches q\(y \| data\) nothing .*classifier_weight=1.0"):
+            am.fit(plan, data, key=jax.random.key(0), objective=objective)
+    with pytest.raises(am.FitError, match=r"teaches q\(y \| data\) nothing"):
         am.fit(plan, data, key=jax.random.key(0))
     taught = am.ELBO(classifier_weight=1.0)
     posterior = am.fit(plan, data, key=jax.random.key(0), objective=taught, num_steps=300)
@@ -108,3 +111,5 @@ def test_messages_say_how_labels_may_be_missing_later():
         am.amortize(one_label, {"x": x[:, None], "label": y}, plate="unit")
     with pytest.raises(am.GuideError, match="missing=.*'x' of model 'label_and_number' is no label"):
         am.amortize(label_and_number, data, plate="unit", missing=["x"])
+    with pytest.raises(am.GuideError, match=r"expected a list of names, got the text 'y'; write \['y'\]"):
+        am.amortize(label_and_number, data, plate="unit", missing="y")

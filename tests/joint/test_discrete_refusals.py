@@ -83,6 +83,13 @@ def zero_inflated(k):
         numpyro.sample("k", dist.Poisson(on * jnp.exp(level)), obs=k)
 
 
+def zero_inflated_by_a_parameter(k):
+    rate = numpyro.param("rate", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("u", k.shape[0]):
+        on = numpyro.sample("on", dist.Bernoulli(0.6))
+        numpyro.sample("k", dist.Poisson(on * rate), obs=k)
+
+
 def fine(y):
     with numpyro.plate("u", y.shape[0]):
         c = numpyro.sample("c", dist.Bernoulli(0.3))
@@ -98,6 +105,7 @@ CASES = [
     (elements_added_up, {"y": FLAT}, ["site 'y' depends on the discrete site 'c' of every element of plate 'e'"]),
     (element_before, {"y": SQUARE}, ["site 'y' of one element of plate 'e' depends on the discrete sites ['c'] of"]),
     (crossed, {"y": SQUARE}, ["site 'y' is in plates ['column', 'row']", "['a', 'b']", "to_event"]),
+    (zero_inflated_by_a_parameter, {"k": COUNTS - 1}, ["no finite slope where discrete site 'on' is 0"]),
     (zero_inflated, {"k": COUNTS - 1}, ["no finite slope where discrete site 'on' is 0", "jnp.where(on == 0, 1e-10"]),
     (next_to_the_plate, {"y": FLAT}, ["site 'tie' is outside plate 'u' but depends on 'c'"]),
 ]

@@ -97,6 +97,7 @@ class Faulty(AbstractObjective):
     gradient_share: jax.Array
 
     trains_all: ClassVar[bool] = True
+    teaches_labels: ClassVar[bool] = False
     bias: ClassVar[str] = ""
 
     def check(self, structure):

@@ -96,6 +96,7 @@ class Noise(AbstractObjective):
     num_particles: int = 1
 
     trains_all: ClassVar[bool] = True
+    teaches_labels: ClassVar[bool] = False
     bias: ClassVar[str] = ""
 
     def check(self, structure):

@@ -225,4 +225,5 @@ def _room(recipe: type) -> str:
 
 def _typed(hint: Any) -> _Kind:
     """A value of the type that a recipe's field is annotated with."""
-    return _Kind(str(getattr(hint, "__name__", hint)), lambda value: isinstance(value, hint))
+    types = tuple(typing.get_origin(part) or part for part in typing.get_args(hint) or (hint,))
+    return _Kind(str(getattr(hint, "__name__", hint)), lambda value: isinstance(value, types))

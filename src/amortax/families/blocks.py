@@ -89,7 +89,7 @@ class blocks(Recipe):
         return full(width=self.width, depth=self.depth)
 
     def _groups(self, size: int) -> tuple[Group, ...]:
-        if self.rank < 0:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 0:
             raise GuideError(f"am.blocks(rank={self.rank}): rank must be a whole number from 0")
         if self.layout is None:
             raise GuideError(

@@ -111,6 +111,7 @@ class Factorised(eqx.Module):
         log_probs = self.log_probs(context)
         below = jnp.cumsum(jnp.exp(log_probs), axis=1)[:, :-1]
         digits = jnp.sum(uniform[:, None] > below, axis=1, dtype=jnp.int32)
+        digits = jnp.minimum(digits, np.asarray(self.counts, np.int32) - 1)  # a sum of floats may end below one
         if not temperature:
             return digits
         noise = jnp.clip(uniform, 1e-7, 1.0 - 1e-7)

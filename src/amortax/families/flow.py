@@ -165,4 +165,7 @@ def build_flow(
     free = not context_sizes and size <= FULL
     outer = recipe.outer or (full() if free else diagonal(width=recipe.width, depth=recipe.depth))
     layers = stacked(layer, recipe.layers, layers_key)
-    return Flow(size, base, layers, outer.build(size, context_sizes, key=affine_key))
+    built = outer.build(size, context_sizes, key=affine_key)
+    if not isinstance(built, AbstractAffine):
+        raise GuideError(f"{recipe!r}: outer must be am.diagonal() or am.full(), an affine map, got {outer!r}")
+    return Flow(size, base, layers, built)

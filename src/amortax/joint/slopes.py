@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from .._errors import ModelError
-from .._types import Batch
+from .._types import Batch, PyTree
 from .joint import Joint
 from .summed import Choices
 
@@ -47,10 +47,12 @@ def _finite(joint: Joint, values: Choices, units: Batch) -> Array:
         local = jax.random.normal(local_key, (joint.structure.size("local"),))
         shared = jax.random.normal(shared_key, (joint.shared_size,))
 
-        def log_prob(numbers: tuple[Array, Array]) -> Array:
-            return joint.complete_log_prob(values, *numbers, unit).unit
+        def log_prob(free: tuple[PyTree, Array, Array]) -> Array:
+            params, *numbers = free
+            moved = eqx.tree_at(lambda j: j.params, joint, eqx.combine(params, joint.params))
+            return moved.complete_log_prob(values, *numbers, unit).unit
 
-        slopes = jax.grad(log_prob)((local, shared))
-        return jnp.all(jnp.isfinite(jnp.concatenate(slopes)))
+        slopes = jax.grad(log_prob)((eqx.filter(joint.params, eqx.is_inexact_array), local, shared))
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(slopes)]))
 
     return one(keys, units)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
-from .._errors import ModelError
+from .._errors import FitError, ModelError
 from .._types import Batch
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -55,6 +55,11 @@ class AbstractObjective(eqx.Module):
 
     @property
     @abstractmethod
+    def teaches_labels(self) -> bool:
+        """Whether q(label | data) learns where every label is known."""
+
+    @property
+    @abstractmethod
     def bias(self) -> str:
         """What makes its gradient another than that of its loss in the mean; empty where nothing does."""
 
@@ -66,6 +71,12 @@ class AbstractObjective(eqx.Module):
 def check_objective(objective: AbstractObjective, structure: Structure, *, trained: bool) -> None:
     """Raises `ModelError` if `objective` can't train the model; `trained`: whether it goes on from a posterior."""
     objective.check(structure)
+    untaught = [n for n, s in structure.labels.items() if s in structure.learned and structure.argument(n).complete]
+    if untaught and not objective.teaches_labels:
+        raise FitError(
+            f"the objective teaches q({untaught[0]} | data) nothing where no '{untaught[0]}' is missing, and by it "
+            "later ones are inferred; give am.ELBO(classifier_weight=1.0), or am.Sum of yours and am.ForwardKL()"
+        )
     rest = [site.name for site in structure.of("global")] + sorted(structure.params)
     if rest and not trained and not objective.trains_all:
         raise ModelError(

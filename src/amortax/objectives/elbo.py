@@ -90,12 +90,10 @@ class ELBO(AbstractObjective):
                 "and some miss, with numeric locals beside it; this model has none: leave it out"
             )
 
-        untaught = [n for n, s in structure.labels.items() if s in structure.learned and structure.argument(n).complete]
-        if untaught and not self.classifier_weight:
-            raise FitError(
-                f"am.ELBO() teaches q({untaught[0]} | data) nothing where no '{untaught[0]}' is missing, and by it "
-                "later ones are inferred; give objective=am.ELBO(classifier_weight=1.0)"
-            )
+    @property
+    def teaches_labels(self) -> bool:
+        """By `classifier_weight`."""
+        return self.classifier_weight > 0
 
     @property
     def bias(self) -> str:

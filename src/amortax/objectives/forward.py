@@ -49,6 +49,7 @@ class ForwardKL(AbstractObjective):
 
     num_particles: int = eqx.field(static=True, default=1)
     trains_all: ClassVar[bool] = False
+    teaches_labels: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         whole_number("am.ForwardKL: num_particles", self.num_particles, FitError)

@@ -45,6 +45,7 @@ class IWELBO(AbstractObjective):
     doubly_reparametrised: bool = eqx.field(static=True, default=True, kw_only=True)
     path_derivative: bool = eqx.field(static=True, default=False, kw_only=True)
     trains_all: ClassVar[bool] = True
+    teaches_labels: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         _check_draws("am.IWELBO", self.num_particles, self.num_shared_draws)
@@ -89,6 +90,7 @@ class Renyi(AbstractObjective):
     num_particles: int = eqx.field(static=True, default=8)
     num_shared_draws: int = eqx.field(static=True, default=2, kw_only=True)
     trains_all: ClassVar[bool] = True
+    teaches_labels: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         _check_draws("am.Renyi", self.num_particles, self.num_shared_draws)

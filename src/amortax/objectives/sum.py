@@ -56,6 +56,11 @@ class Sum(AbstractObjective):
         """Of any of them."""
         return "; ".join(each.bias for each in self.objectives if each.bias)
 
+    @property
+    def teaches_labels(self) -> bool:
+        """Whether one of them does."""
+        return any(each.teaches_labels for each in self.objectives)
+
     def check(self, structure: Structure) -> None:
         """As each of them."""
         for each in self.objectives:

@@ -59,6 +59,11 @@ class WakeSleep(AbstractObjective):
                 "and q would learn nothing from it; give num_particles=8, say, or leave wake_share out"
             )
 
+    @property
+    def teaches_labels(self) -> bool:
+        """By simulations."""
+        return self.wake_share < 1
+
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals, and one that can't be simulated unless `wake_share` is 1."""
         check_locals("am.WakeSleep", structure)
