@@ -2,7 +2,7 @@
 
     python examples/semisupervised/m2.py                                       # 8 x 8 digits, 100 labels
     python examples/semisupervised/m2.py --data mnist.npz --labels 100         # MNIST
-    python examples/semisupervised/m2.py --small                               # a minute, for CI
+    python examples/semisupervised/m2.py --small                               # two minutes, for CI
 
 The model is ordinary NumPyro with a class site observed through `label`, which most images miss: amortax sums over the
 ten classes for those and learns q(class | image), the classifier. Prints its accuracy on test images beside that of the
