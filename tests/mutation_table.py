@@ -56,6 +56,22 @@ MUTATIONS = (
         SCALING,
     ),
     Mutation(
+        "weighed globals seen once through the draws",
+        "objectives/weighted.py",
+        "shared = _scaled(shared, alpha + (1.0 - alpha) * weight)",
+        "shared = shared + 0.0 * weight",
+        "exact/test_weighed_globals.py",
+        "exact_bound",
+    ),
+    Mutation(
+        "weights of units without those of the globals",
+        "objectives/weighted.py",
+        "power = outer * jax.nn.softmax",
+        "power = 1.0 * jax.nn.softmax",
+        "exact/test_weighed_globals.py",
+        "less_noise",
+    ),
+    Mutation(
         "weights summed over units",
         "objectives/weighted.py",
         WEIGHTS,

@@ -15,7 +15,7 @@ from conjugate import LinearGaussian, normal_kl, normals_of, shared_normal
 import amortax as am
 from amortax._types import Batch
 from amortax.joint.joint import Joint
-from amortax.train import run
+from amortax.train import minibatches, run
 from amortax.train.rows import adam_by_row, gather, scatter
 
 RNG = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def test_a_minibatch_touches_only_the_rows_of_its_units(monkeypatch, resident):
 def test_no_unit_is_twice_in_a_step():
     """Passes of 200 in steps of 60 would share steps: of one row written twice, one update is lost."""
     batch = Batch({"x": np.zeros(200)}, {}, {}, rows=np.arange(200))
-    steps = np.asarray(next(run._sources(batch, 60, True, np.random.default_rng(0))))
+    steps = np.asarray(next(minibatches.sources(batch, 60, True, np.random.default_rng(0))))
     assert steps.shape == (100, 60)
     assert all(len(np.unique(step)) == 60 for step in steps)
     assert np.bincount(steps.ravel(), minlength=200).min() > 20

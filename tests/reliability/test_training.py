@@ -16,9 +16,11 @@ import amortax as am
 from amortax._types import trainable
 from amortax.intake import as_units, to_batch
 from amortax.objectives.base import AbstractObjective, Loss
+from amortax.train import minibatches
 from amortax.train import run as engine
 from amortax.train import step as compiled
 from amortax.train.initialise import initialise
+from amortax.train.schedule import MOST_SETBACKS
 
 X = (3 + 2 * np.random.default_rng(0).standard_normal((24, 3))).astype(np.float32)
 DATA = {"x": X}
@@ -48,7 +50,7 @@ def plan(which=model):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(engine, "BLOCK", 10)
+    monkeypatch.setattr(minibatches, "BLOCK", 10)
 
 
 def fit(start=None, data=DATA, seed=0, objective=None, **options):
@@ -98,6 +100,7 @@ class Faulty(AbstractObjective):
 
     trains_all: ClassVar[bool] = True
     teaches_labels: ClassVar[bool] = False
+    needs_all_units: ClassVar[bool] = False
     bias: ClassVar[str] = ""
 
     def check(self, structure):
@@ -245,13 +248,38 @@ def test_only_blocks_with_a_step_that_is_not_finite_run_again_guarded(monkeypatc
     assert runs == (guarded or [flag for block in range(4) for flag in ([False, True] if block in bad else [False])])
 
 
-def test_more_than_three_such_steps_are_an_error_that_says_when():
+def too_many(bad, count):
+    """(how often training goes back until step `count`, the first bad step of the block where it can't any more)."""
+    backs, since = 0, 0
+    for end in range(10, count + 1, 10):
+        in_block = [step for step in bad if end - 10 < step <= end]
+        since += len(in_block)
+        if since > 3 and backs == MOST_SETBACKS:
+            return backs, in_block[0]
+        backs, since = (backs + 1, 0) if since > 3 else (backs, since)
+    return backs, None
+
+
+def test_after_more_than_three_such_steps_training_goes_back_with_smaller_steps(monkeypatch):
+    factors, real = [], engine.set_step_size
+    monkeypatch.setattr(engine, "set_step_size", lambda state, factor: factors.append(factor) or real(state, factor))
     objective = faulty(0.2)
-    first = objective.bad_steps(seed=0, count=40)
-    block = next(end for end in (10, 20, 30, 40) if sum(step <= end for step in first) > 3)
-    in_block = [step for step in first if block - 10 < step <= block]
-    with pytest.raises(am.FitError, match=rf"training steps gave a bound.*first at step {in_block[0]}[;,]"):
-        fit(num_steps=40, objective=objective)
+    bad = objective.bad_steps(seed=0, count=60)
+    backs, last = too_many(bad, 60)
+    assert backs >= 2
+    assert last is None
+    posterior = fit(num_steps=60, objective=objective)
+    assert posterior.record.skipped_steps == len(bad)
+    assert finite(posterior)
+    assert factors[-1] < 0.3 / 3**backs  # the cosine alone ends above 0.1
+
+
+def test_when_it_can_go_back_no_more_an_error_says_when():
+    objective = faulty(0.6)
+    _, first = too_many(objective.bad_steps(seed=0, count=100), 100)
+    assert first is not None
+    with pytest.raises(am.FitError, match=rf"training steps gave a bound.* since step {first}[;,]"):
+        fit(num_steps=100, objective=objective)
 
 
 def test_units_at_fault_are_named():

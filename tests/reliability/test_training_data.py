@@ -23,6 +23,7 @@ import amortax as am
 from amortax import fitting
 from amortax._types import Batch
 from amortax.intake import as_units, to_batch
+from amortax.train import minibatches
 from amortax.train import run as engine
 from amortax.train.groups import MOST_GROUPS, by_length
 from amortax.train.initialise import initialise
@@ -35,7 +36,7 @@ from amortax.train.step import split_trainable
 @pytest.mark.parametrize(("resident", "batch_size"), [(True, 3), (False, 3), (False, 7)])
 def test_every_unit_is_visited_equally_often(resident, batch_size):
     data = Batch({"row": np.arange(7)}, {}, {})
-    source = engine._sources(data, batch_size, resident, np.random.default_rng(0))
+    source = minibatches.sources(data, batch_size, resident, np.random.default_rng(0))
     blocks = [next(source) for _ in range(7)]  # 7 blocks of 10 steps of 3: 30 epochs of 7
     visits = np.concatenate([np.ravel(b if resident else b.arrays["row"]) for b in blocks])
     epochs = visits.reshape(-1, 7)
@@ -45,12 +46,12 @@ def test_every_unit_is_visited_equally_often(resident, batch_size):
 
 def test_blocks_of_data_that_stays_on_the_host_are_bounded_in_bytes(monkeypatch):
     data = Batch({"row": np.zeros((7, 100), np.float32)}, {}, {})
-    monkeypatch.setattr(engine, "BLOCK_BYTES", 5000)
-    block = next(engine._sources(data, 3, False, np.random.default_rng(0)))
+    monkeypatch.setattr(minibatches, "BLOCK_BYTES", 5000)
+    block = next(minibatches.sources(data, 3, False, np.random.default_rng(0)))
     assert block.arrays["row"].shape == (4, 3, 100)  # 4,800 bytes; a whole block of 10 steps has 12,000
     assert fit(num_steps=25, batch_size=7).record.num_steps == 25
     monkeypatch.setattr(engine, "RESIDENT_BYTES", 0)
-    monkeypatch.setattr(engine, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(minibatches, "BLOCK_BYTES", 300)
     assert fit(num_steps=25, batch_size=7).record.step[:2] == (3, 6)
 
 

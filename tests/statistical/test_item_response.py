@@ -10,6 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax.scipy.special import log_ndtr
 from references import answer, differences, offsets, read_reference
 
 import amortax as am
@@ -67,17 +68,55 @@ def two_parameters(y):
 def test_two_parameters(shared):
     """Twenty items of a hundred students; 144 parameters. Published ADVI: 3.5% within 0.25 sd, worst 9.7 sd.
 
-    Three right-hand tails stay short, as the ELBO asks for: of the spread of a and of the two steepest items.
+    By the ELBO three right-hand tails stay short (ratios 0.64 to 0.72: the spread of a, the two steepest items); draws
+    of the globals weighted against each other reach them.
     """
     folder = shared / "data/stat_comp/irt_2pl"
     y = np.array(json.loads((folder / "data.json").read_text())["y"], np.int32).T
-    units = am.units({"y": y}, name="student")
-    draws, _ = answer(two_parameters, units, "student", am.blocks(curved=True), num_steps=2000)
-    reference = read_reference(folder / "reference.csv")
-    off, ratio = offsets(draws, reference)
+    units, family = am.units({"y": y}, name="student"), am.blocks(curved=True)
+    objective = am.IWELBO(1, num_shared_draws=16, weigh_shared=True)
+    draws, _ = answer(two_parameters, units, "student", family, num_steps=2000, objective=objective)
+    off, ratio = offsets(draws, read_reference(folder / "reference.csv"))
     print(f"{np.mean(off < 0.25):.1%} within 0.25 sd, worst {off.max():.3f}, ", end="")
     print(f"sd ratios {ratio.min():.3f} to {ratio.max():.3f}")
     assert len(off) == 144
     assert np.mean(off < 0.25) >= 0.95
-    outside = {name for name, r in zip(reference, ratio, strict=True) if not 0.75 <= r <= 1.25}
-    assert outside <= {"sigma_a", "a[9]", "a[12]"}
+    assert ratio.min() > 0.75
+    assert ratio.max() < 1.25
+
+
+def aptitude(response):
+    alpha = numpyro.sample("alpha", dist.Normal(0.0, 100.0).expand([5]).to_event(1))
+    beta = numpyro.sample("beta", dist.HalfNormal(100.0))
+    with numpyro.plate("student", response.shape[0]):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        logits = beta * theta[..., None] - alpha
+        numpyro.sample("response", dist.Bernoulli(logits=logits).to_event(1), obs=response)
+
+
+def probit_aptitude(response):
+    eta = numpyro.sample("eta", dist.Normal(0.0, 100.0).expand([5]).to_event(1))
+    delta = numpyro.sample("delta", dist.HalfNormal(1.0).expand([5]).to_event(1))
+    with numpyro.plate("student", response.shape[0]):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        x = delta * theta[..., None] - eta
+        logits = log_ndtr(x) - log_ndtr(-x)
+        numpyro.sample("response", dist.Bernoulli(logits=logits).to_event(1), obs=response)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(aptitude, "reference_1pl.csv"), (probit_aptitude, "reference_2p_probit.csv")]
+)
+def test_law_school_aptitude(shared, model, name):
+    """Five items of a thousand students; the reference has 2,000 draws, good to 0.03 to 0.06 sd."""
+    folder = shared / "data/bugs/lsat"
+    data = json.loads((folder / "data.json").read_text())
+    counts = np.diff(np.array(data["culm"], int), prepend=0)
+    response = np.repeat(np.array(data["response"], np.int32), counts, axis=0)
+    assert response.shape == (1000, 5)
+    units = am.units({"response": response}, name="student")
+    draws, _ = answer(model, units, "student", num_steps=3000)
+    off, low, high = differences(draws, read_reference(folder / name))
+    assert off < 0.25
+    assert low > 0.75
+    assert high < 1.25

@@ -97,6 +97,7 @@ class Noise(AbstractObjective):
 
     trains_all: ClassVar[bool] = True
     teaches_labels: ClassVar[bool] = False
+    needs_all_units: ClassVar[bool] = False
     bias: ClassVar[str] = ""
 
     def check(self, structure):

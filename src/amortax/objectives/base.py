@@ -60,6 +60,11 @@ class AbstractObjective(eqx.Module):
 
     @property
     @abstractmethod
+    def needs_all_units(self) -> bool:
+        """Whether every step must take all units."""
+
+    @property
+    @abstractmethod
     def bias(self) -> str:
         """What makes its gradient another than that of its loss in the mean; empty where nothing does."""
 

@@ -62,6 +62,7 @@ class ELBO(AbstractObjective):
     classifier_weight: float = eqx.field(static=True, default=0.0, kw_only=True)
     num_choices: int = eqx.field(static=True, default=4, kw_only=True)
     straight_through: float = eqx.field(static=True, default=0.0, kw_only=True)
+    needs_all_units: ClassVar[bool] = False
     trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:

@@ -48,6 +48,7 @@ class ForwardKL(AbstractObjective):
     """
 
     num_particles: int = eqx.field(static=True, default=1)
+    needs_all_units: ClassVar[bool] = False
     trains_all: ClassVar[bool] = False
     teaches_labels: ClassVar[bool] = True
 

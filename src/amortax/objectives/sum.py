@@ -52,6 +52,11 @@ class Sum(AbstractObjective):
         return any(each.trains_all for each in self.objectives)
 
     @property
+    def needs_all_units(self) -> bool:
+        """Whether one of them does."""
+        return any(each.needs_all_units for each in self.objectives)
+
+    @property
     def bias(self) -> str:
         """Of any of them."""
         return "; ".join(each.bias for each in self.objectives if each.bias)

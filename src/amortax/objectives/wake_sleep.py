@@ -46,6 +46,7 @@ class WakeSleep(AbstractObjective):
     num_particles: int = eqx.field(static=True, default=1)
     wake_share: float = eqx.field(static=True, default=0.0, kw_only=True)
     num_shared_draws: int = eqx.field(static=True, default=2, kw_only=True)
+    needs_all_units: ClassVar[bool] = False
     trains_all: ClassVar[bool] = True
 
     def __check_init__(self) -> None:

@@ -16,19 +16,70 @@ of q have the gradient
 whose noise vanishes at the exact posterior. That holds for the role that a parameter has in q and there alone: the
 model's parameters, and the globals in it, keep Σ_k ŵ_k ∂log p. The globals, of which q of the locals is a function,
 have the plain gradient in both roles: at the exact posterior its noise cancels between log p and log q.
+
+Draws of the globals may be weighted against each other too, W_r = p(v_r) / q(v_r) Π_i L_α of unit i given v_r, over all
+units of the data (see `data_bound`). The weight of one draw of a unit is then the product of both, ŵ_r ŵ_rk, in the
+gradient of q of the locals, and ŵ_r in that of q(v), by the same integration by parts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Batch, Context
+from .._types import Batch, Context, Terms
 from ..guide import Guide
 from ..joint.joint import Joint
-from .base import batch_size
-from .estimators import Draws, path_share, stopped
+from .base import Minibatch, batch_size
+from .estimators import Draws, path_share, split_key, stopped
+
+
+def data_bound(
+    key: Array,
+    guide: Guide,
+    minibatch: Minibatch,
+    units: Callable,
+    *,
+    count: int,
+    alpha: float,
+    doubly_reparametrised: bool,
+) -> Float[Array, ""]:
+    """L_α of the whole data per unit, by `count` weighted draws of the globals from each component of q(v).
+
+        1/N · 1/(1-α) log mean_r [ p(v_r) / q(v_r) Π_i exp(bound_i(v_r)) ]^(1-α)
+
+    `units` takes (key, batch, contexts, v, weight of v) and gives those bounds for a batch, and log p(v). The minibatch
+    must hold all units. Draws are made twice: for their weights, then seen through with those.
+    """
+    contexts = tuple(guide.encode(batch) for batch in minibatch.groups)
+    shared_key, local_key = jax.random.split(key)
+    log_shares = guide.shared_log_shares() - jnp.log(count)
+    doubly = doubly_reparametrised and guide.cheap_log_prob and len(log_shares) == 1
+
+    def log_weight(noise: Array, key: Array, component: Array, weight: Float[Array, ""]) -> Float[Array, ""]:
+        shared, log_q = guide.place_shared(noise, component)
+        if doubly:
+            shared = _scaled(shared, alpha + (1.0 - alpha) * weight)
+            log_q = stopped(guide).shared_log_prob(shared)
+        keys = split_key(key, len(contexts))
+        groups = zip(keys, minibatch.groups, contexts, strict=True)
+        found = [units(*group, shared, weight) for group in groups]
+        return Terms(jnp.concatenate([bounds for bounds, _ in found]), found[0][1] - log_q).total()
+
+    draws = guide.shared_noise(shared_key, count), jax.random.split(local_key, count)
+
+    def all_weights(weights: Float[Array, "draws components"]) -> Float[Array, "draws components"]:
+        each = jax.vmap(jax.vmap(log_weight, in_axes=(None, None, 0, 0)), in_axes=(0, 0, None, 0))
+        return each(*draws, jnp.arange(len(log_shares)), weights)
+
+    shares = jnp.broadcast_to(log_shares, (count, len(log_shares)))
+    first = jax.lax.stop_gradient(all_weights(jnp.ones_like(shares)))
+    power = jax.nn.softmax(jnp.ravel((1.0 - alpha) * first + jax.lax.stop_gradient(shares))).reshape(shares.shape)
+    bound = power_mean(jnp.ravel(all_weights(power))[:, None], jnp.ravel(shares)[:, None], alpha)
+    return bound[0] / minibatch.num_units
 
 
 def power_mean(
@@ -54,8 +105,11 @@ def unit_bounds(
     count: int,
     alpha: float,
     doubly_reparametrised: bool,
+    outer: float | Float[Array, ""] = 1.0,
 ) -> tuple[Float[Array, " units"], Float[Array, ""]]:
     """(L_α of every unit by `count` draws of its locals given the globals, log p(v)).
+
+    `outer` is the weight of this draw of the globals among others, 1 if they are not weighted.
 
     The plain gradient serves where the local family's density is dear at other than its own draws, and for mixtures:
     they draw from every component, and a draw of one component is none of another.
@@ -63,7 +117,7 @@ def unit_bounds(
     noise = guide.local_noise(key, count, batch_size(batch))
     local = guide.local
     if doubly_reparametrised and local is not None and guide.local_components == 1 and local.family.cheap_log_prob:
-        log_weight, log_prior = _doubly(noise, guide, joint, batch, context, shared, alpha=alpha)
+        log_weight, log_prior = _doubly(noise, guide, joint, batch, context, shared, alpha=alpha, outer=outer)
         return power_mean(log_weight, jnp.full(log_weight.shape, -jnp.log(count)), alpha), log_prior
     each = plain_weights(noise, guide, (joint, joint), batch, context, shared)
     return power_mean(each.log_weight, each.log_share, alpha), each.log_prior
@@ -111,6 +165,7 @@ def _doubly(
     shared: Float[Array, " g"],
     *,
     alpha: float,
+    outer: float | Float[Array, ""],
 ) -> tuple[Float[Array, "draws units"], Float[Array, ""]]:
     """(log weights whose gradient under `power_mean` is the one above, log p(v)).
 
@@ -132,7 +187,7 @@ def _doubly(
     local, log_q, moved, log_moved = jax.vmap(drawn)(noise)
     first = stopped(local)
     log_p = jax.vmap(lambda u: still_joint.log_prob(u, still_shared, batch).unit)(first)
-    power = jax.nn.softmax((1.0 - alpha) * jax.lax.stop_gradient(log_p - log_q), axis=0)
+    power = outer * jax.nn.softmax((1.0 - alpha) * jax.lax.stop_gradient(log_p - log_q), axis=0)
     factor = alpha + (1.0 - alpha) * power
     share = path_share(*stopped((joint, batch, first[0], shared, jax.grad(log_density)(first[0]))))
 
@@ -144,7 +199,7 @@ def _doubly(
     return jax.vmap(weight, out_axes=(0, None))(local, log_q, moved, log_moved, factor)
 
 
-def _scaled(value: Float[Array, "units d"], factor: Float[Array, " units"]) -> Float[Array, "units d"]:
+def _scaled(value: Float[Array, "*units d"], factor: Float[Array, "*units"]) -> Float[Array, "*units d"]:
     """`value`, whose gradient is multiplied by `factor`."""
     still = jax.lax.stop_gradient(value)
-    return still + factor[:, None] * (value - still)
+    return still + factor[..., None] * (value - still)

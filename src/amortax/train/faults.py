@@ -18,7 +18,8 @@ def at_fault(setting: Setting, params: PyTree, chosen: PyTree, units: Batch, lab
     """The labels of the units in a bad batch whose own bound is not finite; `chosen` are its indices or its rows."""
     if setting.data is None:
         each = np.asarray(unit_elbos(params, setting.rest, chosen, jax.random.key(0)))
-        return f", in {np.sum(~np.isfinite(each))} units of the batch"
+        count = int(np.sum(~np.isfinite(each)))
+        return f", in {count} units of the batch" if count else ""
     index = np.asarray(chosen) if chosen.shape[0] else np.arange(batch_size(units))
     batch = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), units)
     each = np.asarray(unit_elbos(params, setting.rest, batch, jax.random.key(0)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,16 +21,15 @@ from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, batch_size
 from .faults import at_fault
 from .groups import by_length
+from .minibatches import sources, units_per_step
 from .progress import Progress
 from .record import Record
 from .schedule import MOST_SETBACKS, WINDOW, Schedule, adam, diverges, overfits, rises, set_step_size
 from .step import BlockResult, Setting, State, held_out_elbo, run_block, split_trainable
 
-BLOCK = 100  # steps per visit to the host
 MOST_SKIPPED = 3
 MOST_STEPS = 30_000
 RESIDENT_BYTES = 4 << 30  # data up to this size stays on the device
-BLOCK_BYTES = 256 << 20  # rows of larger data that are sent for one block
 HELD_OUT_CHUNK = 1024  # held-out units judged together
 
 
@@ -39,7 +38,7 @@ class Run:
     """How to train; everything has a default.
 
     - `num_steps`: exactly so many; None: until the bound stops rising.
-    - `batch_size`: units per step; None: all of them up to 512, else 256.
+    - `batch_size`: units per step; None: all of them up to 512 or where the objective needs all, else 256.
     - `validation`: held-out units, whose bound is recorded and, where the model has no global latents, stops the run
       early and chooses the parameters; None: chosen by the kind of model.
     - `progress`: a bar on standard error; None: if it is a terminal.
@@ -73,6 +72,7 @@ class _Progression:
     held_out: list[float] = dataclasses.field(default_factory=list)
     since: int = 0  # blocks before training last went back
     skipped: int = 0
+    skipped_since: int = 0  # training last went back
     stopped: str = "converged"
 
     def note(self, step: int, gains: np.ndarray) -> None:
@@ -81,6 +81,11 @@ class _Progression:
         self.means.append(_mean(gains))
         self.errors.append(float(gains.std() / np.sqrt(len(gains))) if len(gains) else float("inf"))
 
+    def skip(self, count: int) -> bool:
+        """Adds steps that were rolled back; whether there are too many to go on since training last went back."""
+        self.skipped, self.skipped_since = self.skipped + count, self.skipped_since + count
+        return self.skipped_since > MOST_SKIPPED
+
     def wait(self, params: PyTree) -> None:
         """The loss still changes by itself: blocks so far can't be compared with those to come."""
         self.best, self.best_elbo, self.since = params, -np.inf, len(self.means)
@@ -88,6 +93,7 @@ class _Progression:
     def set_back(self) -> None:
         """Training went back to the best parameters: blocks so far don't count for what comes."""
         self.settled, self.num_settled, self.settled_blocks, self.since = None, 0, 0, len(self.means)
+        self.skipped_since = 0
 
     def settle(self, result: BlockResult) -> None:
         """Adds a block of the last phase to the average, which starts anew where the bound still rises clearly."""
@@ -139,7 +145,7 @@ def train(
 ) -> tuple[Joint, Guide, Record]:
     """Trains (joint, guide); returns the best pair and the record. Ctrl-C returns the best so far."""
     size = data.num_units
-    batch = min(run.batch_size or (size if size <= 512 else 256), size)
+    batch = units_per_step(objective, run.batch_size, size, held_out=data.held_out is not None)
     resident = sum(x.nbytes for x in jax.tree.leaves(data.units)) <= RESIDENT_BYTES
     transformation = optax.with_extra_args_support(optimizer or adam())
     params, rest = split_trainable(*pair)
@@ -148,7 +154,7 @@ def train(
     by_rows = data.units.rows is not None and batch < size
     setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)), by_rows=by_rows)
     seed_key, key = jax.random.split(key)
-    source = _sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
+    source = sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
     state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()
@@ -184,12 +190,11 @@ def _blocks(
         state, result = run_block((setting, rows, jnp.asarray(count)), state)
         loss, elbo = (np.asarray(x)[:count] for x in (result.loss, result.elbo_per_unit))
         finite = np.isfinite(loss)
-        _count_skipped(setting, state, rows, finite, seen, data)
         began, step = step, step + count
         seen.note(step, -loss[finite])
         seen.elbos.append(_mean(elbo[finite]))
         _keep_best(setting, state, seen, data)
-        if schedule.setbacks < MOST_SETBACKS and diverges(seen.means[seen.since :], seen.errors[seen.since :]):
+        if _goes_back(setting, state, rows, finite, schedule, seen, data):
             state = State(seen.best, setting.optimizer.init(seen.best), state.key, state.step)
             schedule.set_back()
             seen.set_back()
@@ -254,44 +259,31 @@ def _why(schedule: Schedule, step: int) -> str:
     return "limit" if step >= schedule.limit else "converged"
 
 
-def _count_skipped(
-    setting: Setting, state: State, rows: PyTree, finite: np.ndarray, seen: _Progression, data: TrainingData
-) -> None:
+def _goes_back(
+    setting: Setting,
+    state: State,
+    rows: PyTree,
+    finite: np.ndarray,
+    schedule: Schedule,
+    seen: _Progression,
+    data: TrainingData,
+) -> bool:
+    """Whether to go back and take smaller steps: the bound fell for good, or too many steps were rolled back.
+
+    Raises where those would be no cure: units at fault, nothing finite yet, or gone back too often.
+    """
+    may = schedule.setbacks < MOST_SETBACKS
+    if not seen.skip(int(np.sum(~finite))):
+        return may and diverges(seen.means[seen.since :], seen.errors[seen.since :])
     bad = np.flatnonzero(~finite)
-    seen.skipped += len(bad)
-    if seen.skipped <= MOST_SKIPPED:
-        return
-    step = (seen.steps[-1] if seen.steps else 0) + int(bad[0]) + 1
-    chosen = jax.tree.map(lambda x: x[bad[0]], rows)
+    fault = at_fault(setting, state.params, jax.tree.map(lambda x: x[bad[0]], rows), data.units, data.labels)
+    if may and not fault and np.isfinite(seen.best_elbo):
+        return True
+    first = seen.steps[-1] - len(finite) + int(bad[0]) + 1
     raise FitError(
-        f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, first at "
-        f"step {step}{at_fault(setting, state.params, chosen, data.units, data.labels)}; look at those "
-        "units, scale extreme covariates, or use narrower priors"
+        f"{seen.skipped} training steps gave a bound or gradient that is not finite and were rolled back, of these "
+        f"{len(bad)} since step {first}{fault}; look at those units, scale extreme covariates, or use narrower priors"
     )
-
-
-def _sources(data: Batch, batch: int, resident: bool, generator: np.random.Generator) -> Iterator[PyTree]:
-    """What every block reads: indices into resident data, or the rows themselves; epochs shuffled on the host."""
-    size = batch_size(data)
-    if batch == size and resident:
-        while True:
-            yield jnp.zeros((BLOCK, 0), jnp.int32)
-    unit_bytes = sum(x.nbytes for x in jax.tree.leaves(data)) // size
-    steps = BLOCK if resident else int(np.clip(BLOCK_BYTES // max(batch * unit_bytes, 1), 1, BLOCK))
-    gather: Callable = (lambda rows: jnp.asarray(rows, jnp.int32)) if resident else _gather(data)
-    order, need = np.empty(0, np.int64), steps * batch
-    epoch = size if data.rows is None else size - size % batch  # a row of a unit's own may be in a step only once
-    while True:
-        parts = [order]
-        while sum(map(len, parts)) < need:
-            parts.append(generator.permutation(size)[:epoch])
-        order = np.concatenate(parts)
-        rows, order = order[:need], order[need:]
-        yield gather(rows.reshape(steps, batch))
-
-
-def _gather(data: Batch) -> Callable[[np.ndarray], Batch]:
-    return lambda rows: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
 
 
 def _mean(numbers: np.ndarray) -> float:
