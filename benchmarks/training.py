@@ -28,7 +28,7 @@ from amortax.intake import to_batch
 from amortax.joint.joint import Joint
 from amortax.objectives.estimators import SHARE_UNITS
 from amortax.train.initialise import initialise
-from amortax.train.run import BLOCK
+from amortax.train.minibatches import BLOCK
 from amortax.train.step import Setting, State, run_block, split_trainable
 
 LEARNING_RATE = 1e-3

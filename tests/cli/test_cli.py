@@ -164,3 +164,25 @@ def test_version():
     from amortax import __version__
 
     assert amortax("--version").stdout == f"amortax {__version__}\n"
+
+
+def test_labels_complete_in_training_may_be_missing_later_if_the_job_says_so(tmp_path):
+    (tmp_path / "m.py").write_text(
+        "import numpyro\nimport numpyro.distributions as dist\n\n\n"
+        "def model(x, passed):\n"
+        '    with numpyro.plate("pupil", x.shape[0]):\n'
+        '        p = numpyro.sample("p", dist.Bernoulli(0.5), obs=passed)\n'
+        '        numpyro.sample("x", dist.Normal(2.0 * p, 1.0), obs=x)\n'
+    )
+    (tmp_path / "known.csv").write_text("pupil,x,passed\n" + "".join(f"P{i},{i % 3}.0,{i % 2}\n" for i in range(8)))
+    (tmp_path / "new.csv").write_text("pupil,x,passed\nA,0.5,\nB,1.5,1\n")
+    job = tmp_path / "m.toml"
+    text = 'model = "m.py:model"\nplate = "pupil"\n[data]\npath = "known.csv"\nunit = "pupil"\n'
+    text += 'unit_columns = ["x", "passed"]\n[fit]\nnum_steps = 1\n'
+    arguments = ["sample", tmp_path / "m.amx", "--model", f"{tmp_path / 'm.py'}:model", "--data", tmp_path / "new.csv"]
+    job.write_text(text.replace("[fit]", 'missing = ["passed"]\n[fit]'))
+    assert amortax("fit", job).exit_code == 0
+    result = amortax(*arguments, "--output", tmp_path / "d.nc")
+    assert result.exit_code == 0, result.output
+    draws = xarray.load_dataset(tmp_path / "d.nc", engine="h5netcdf")
+    assert set(np.unique(draws["p"].values[..., 1])) == {1}

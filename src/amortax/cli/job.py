@@ -7,6 +7,7 @@ path = "radon.csv"                  # CSV or Parquet, one row per observation
 unit = "county"                     # the column that names a row's unit
 columns = ["floor", "log_radon"]    # one value per row
 unit_columns = ["log_uranium"]      # optional: one value per unit
+missing = ["passed"]                # optional: labels that may be missing later, though none is in this table
 categories = { item = ["a", "b"] }  # optional: coded 0, 1, ...; item = "found" takes the labels of the table
 [guide]                             # optional: what the model's structure would choose otherwise
 encoder = { recipe = "deep_set", width = 32 }
@@ -54,6 +55,7 @@ class Job:
     unit: str
     columns: tuple[str, ...]
     unit_columns: tuple[str, ...]
+    missing: tuple[str, ...]
     categories: dict[str, tuple | None]
     guide: dict[str, Any]
     num_steps: int | None
@@ -107,6 +109,7 @@ _KEYS: dict[str, dict[str, _Kind]] = {
         "unit": _TEXT,
         "columns": _COLUMNS,
         "unit_columns": _COLUMNS,
+        "missing": _COLUMNS,
         "categories": _Kind('a table of column = ["label", ...] or column = "found"', _categories),
     },
     "guide": dict.fromkeys(ROLES, _RECIPE),
@@ -141,6 +144,7 @@ def read_job(path: Path) -> Job:
         unit=data["unit"],
         columns=tuple(data.get("columns", ())),
         unit_columns=tuple(data.get("unit_columns", ())),
+        missing=tuple(data.get("missing", ())),
         categories={name: None if labels == FOUND else tuple(labels) for name, labels in given.items()},
         guide=spec.get("guide", {}),
         num_steps=fit.get("num_steps"),

@@ -38,7 +38,7 @@ def fit(job: Job, *, show: Callable[[str], object]) -> Posterior:
     chosen = objective(f"{job.file}: key 'fit.objective'", job.objective)
     table = {"unit": job.unit, "columns": job.columns, "unit_columns": job.unit_columns, "categories": job.categories}
     units = from_table(job.table, **table)
-    plan = amortize(model, units, plate=job.plate, **recipes(job))
+    plan = amortize(model, units, plate=job.plate, missing=job.missing, **recipes(job))
     show(str(plan))
     return train(
         plan,
