@@ -32,9 +32,7 @@ def test_paths_are_relative_to_the_job_file(tmp_path):
 
 
 def test_every_key_is_read(tmp_path):
-    text = JOB.replace(
-        'unit_columns = ["size"]', 'missing = ["y"]\ncategories = { x = ["a", "b"], y = "found" }'
-    )
+    text = JOB.replace('unit_columns = ["size"]', 'missing = ["y"]\ncategories = { x = ["a", "b"], y = "found" }')
     text = text.replace(
         "[fit]", 'family = "full"\nshared_family = { recipe = "low_rank", rank = 2 }\n[fit]\nbatch_size = 3'
     )
