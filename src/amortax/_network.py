@@ -20,6 +20,23 @@ import jax
 from jaxtyping import Array, Float
 
 
+@jax.custom_jvp
+def silu(x: Array) -> Array:
+    """`x σ(x)`, with the slope as one array.
+
+    Derived by JAX, the slope is several arrays that XLA computes again inside the products of the backward pass: of an
+    inverse autoregressive flow the gradient takes twice as long.
+    """
+    return jax.nn.silu(x)
+
+
+@silu.defjvp
+def _slope_of_silu(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    share = jax.nn.sigmoid(primals[0])
+    value = primals[0] * share
+    return value, (share + value * (1.0 - share)) * tangents[0]
+
+
 class Linear(eqx.Module):
     """`sum_j x_j @ W_j + b`; drawn uniformly within 1/sqrt(number of inputs), as is usual."""
 
@@ -71,5 +88,5 @@ class Network(eqx.Module):
         """The output for one input of every size."""
         value = self.layers[0](*inputs)
         for layer in self.layers[1:]:
-            value = layer(jax.nn.silu(value))
-        return jax.nn.silu(value) if self.activate_last else value
+            value = layer(silu(value))
+        return silu(value) if self.activate_last else value

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._network import Linear
+from .._network import Linear, silu
 from .._recipe import Recipe
 from .._types import Batch
 from .base import AbstractEncoder, Features, Inputs, with_places
@@ -47,6 +47,6 @@ class Dense(AbstractEncoder):
         """The context of one unit."""
         plain = hidden = self.features.plain(unit)
         for layer in self.layers:
-            hidden = jax.nn.silu(layer(hidden))
+            hidden = silu(layer(hidden))
         parts = ((hidden,) if self.layers else ()) + ((plain,) if self.keeps_input else ())
         return (jnp.concatenate(parts),)

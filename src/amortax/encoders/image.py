@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import GuideError
-from .._network import Linear
+from .._network import Linear, silu
 from .._recipe import Recipe
 from .._types import Batch
 from .base import AbstractEncoder, Feature, Features, Inputs, with_places
@@ -87,7 +87,7 @@ class Stage(eqx.Module):
         """The features of the image at half its resolution."""
         image = self.halve(image)
         first, second = self.block
-        return image + second(jax.nn.silu(first(jax.nn.silu(image))))
+        return image + second(silu(first(silu(image))))
 
 
 class Convolution(AbstractEncoder):
@@ -118,9 +118,9 @@ class Convolution(AbstractEncoder):
             image = self.features.image(unit, feature)
             for stage in stages:
                 image = stage(image)
-            seen.append(jax.nn.silu(jnp.ravel(image)))
+            seen.append(silu(jnp.ravel(image)))
         plain = (self.features.plain(unit),) if self.features.inputs.width(None) else ()
-        return (jax.nn.silu(self.last(*seen, *plain)), *plain)
+        return (silu(self.last(*seen, *plain)), *plain)
 
 
 def _stages(feature: Feature, channels: int, key: Array) -> tuple[tuple[Stage, ...], int]:

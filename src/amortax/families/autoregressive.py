@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._network import Linear
+from .._network import Linear, silu
 from .._recipe import Recipe
 from .._types import Context
 from .flow import START, AbstractLayer, Flow, build_flow
@@ -120,7 +120,7 @@ class Masked(eqx.Module):
         inputs = (value[:-1], *context)
         for layer, mask in zip(self.layers, self._masks(), strict=True):
             if layer is not self.layers[0]:
-                inputs = (jax.nn.silu(inputs[0]),)
+                inputs = (silu(inputs[0]),)
             weights = (jnp.where(mask, layer.weights[0], 0.0), *layer.weights[1:])
             inputs = (eqx.tree_at(lambda linear: linear.weights, layer, weights)(*inputs),)
         return inputs[0].reshape(self.transform.count, self.size)
