@@ -301,8 +301,8 @@ MUTATIONS = (
     Mutation(
         "a block without its residual",
         "encoders/image.py",
-        "return image + second(jax.nn.silu(first(jax.nn.silu(image))))",
-        "return second(jax.nn.silu(first(jax.nn.silu(image))))",
+        "return image + second(silu(first(silu(image))))",
+        "return second(silu(first(silu(image))))",
         ENCODERS,
         "formula",
     ),
