@@ -5,7 +5,7 @@ Within [-B, B], bins of widths w_k and heights h_k, slopes d_k at their ends, t 
     y = y_k + h_k (r t² + d_k t (1 - t)) / (r + (d_k + d_{k+1} - 2 r) t (1 - t)),
 
 whose inverse is the root of a quadratic. Outside it is the identity, met with slope 1. Bins are picked by sums over
-masks, which on vectors beat a search with gathers.
+masks, as fast as a search with gathers, and lie on the last axis: on the first, draws take twice as long.
 """
 
 from __future__ import annotations
@@ -55,21 +55,22 @@ class Spline(AbstractTransform):
         return 3 * self.bins - 1
 
     def _shape(self, free: Float[Array, "count d"]) -> tuple[Array, Array, Array]:
-        """Widths (bins, d), heights (bins, d), slopes (bins + 1, d)."""
+        """Widths (d, bins), heights (d, bins), slopes (d, bins + 1)."""
         bins, scale = self.bins, 2.0 * self.bound
-        shares = jax.nn.softmax(free[: 2 * bins].reshape(2, bins, -1), axis=1)
-        sizes = scale * (SMALLEST + (1.0 - SMALLEST * bins) * shares)
-        inner = SMALLEST + jax.nn.softplus(free[2 * bins :] + _ONE)
-        return sizes[0], sizes[1], jnp.pad(inner, ((1, 1), (0, 0)), constant_values=1.0)
+        rows = free.T
+        shares = (jax.nn.softmax(rows[:, part], axis=1) for part in (slice(bins), slice(bins, 2 * bins)))
+        widths, heights = (scale * (SMALLEST + (1.0 - SMALLEST * bins) * share) for share in shares)
+        inner = SMALLEST + jax.nn.softplus(rows[:, 2 * bins :] + _ONE)
+        return widths, heights, jnp.pad(inner, ((0, 0), (1, 1)), constant_values=1.0)
 
     def _bin(self, value: Array, along: Array, widths: Array, heights: Array, slopes: Array) -> tuple[Array, ...]:
         """Of the bin of `value` on the axis whose bins have the sizes `along`: start in, start out, w, h, d, d'."""
-        ends = -self.bound + jnp.asarray(np.tri(self.bins - 1, self.bins, dtype=np.float32)) @ along
-        before = (value >= jax.lax.stop_gradient(ends)).astype(value.dtype)  # (bins - 1, d): bins left behind
-        here = jnp.concatenate([jnp.ones_like(before[:1]), before]) - jnp.pad(before, ((0, 1), (0, 0)))
-        start_in = -self.bound + jnp.sum(before * widths[:-1], axis=0)
-        start_out = -self.bound + jnp.sum(before * heights[:-1], axis=0)
-        picked = (jnp.sum(here * x, axis=0) for x in (widths, heights, slopes[:-1], slopes[1:]))
+        ends = -self.bound + along @ jnp.asarray(np.tri(self.bins - 1, self.bins, dtype=np.float32).T)
+        before = (value[:, None] >= jax.lax.stop_gradient(ends)).astype(value.dtype)  # (d, bins - 1): left behind
+        here = jnp.concatenate([jnp.ones_like(before[:, :1]), before], 1) - jnp.pad(before, ((0, 0), (0, 1)))
+        start_in = -self.bound + jnp.sum(before * widths[:, :-1], axis=1)
+        start_out = -self.bound + jnp.sum(before * heights[:, :-1], axis=1)
+        picked = (jnp.sum(here * x, axis=1) for x in (widths, heights, slopes[:, :-1], slopes[:, 1:]))
         return start_in, start_out, *picked
 
     def forward(

@@ -33,6 +33,7 @@ WINDOW = 5  # blocks that one side of the plateau test averages
 SETTLING = 1 / 2  # of `num_steps`, after which parameters are averaged
 QUICK, LONG = 0.9, 0.99  # decay of the mean square gradient of q(v): the long memory once the factor is at most SETTLED
 SETTLED = 0.3
+WIDE = 64  # of a layer, beyond which its steps are smaller
 
 
 @functools.lru_cache(maxsize=32)
@@ -44,18 +45,28 @@ def adam(
     The few free numbers of q(v), and those of units that have their own, start at the prior and have far to go: they
     move `globals_factor` times faster than the weights of networks, and at first forget the size of past gradients
     sooner. That of a log sd falls with the sd's square: with the long memory the sd would need a thousand steps for
-    each factor of ten.
+    each factor of ten. Layers wider than 64 take smaller steps, by the square root of their width: with the steps of a
+    narrow one, the bound of a VAE of width 400 falls again and again by several nats and stays 1 to 2 below.
     """
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(clip),
-            optax.masked(optax.scale_by_adam(b1=0.9, b2=0.99), _of_networks),
+            optax.masked(optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), by_width()), _of_networks),
             optax.inject_hyperparams(_adam_of_free_numbers)(memory=QUICK),
             optax.masked(optax.scale(globals_factor), lambda params: _not(_of_networks(params))),
             optax.scale_by_learning_rate(optax.linear_schedule(0.01 * learning_rate, learning_rate, warm_up)),
             optax.inject_hyperparams(optax.scale)(step_size=1.0),
         )
     )
+
+
+def by_width() -> optax.GradientTransformation:
+    """Scales steps of matrices by the root of `WIDE` over their smaller side, if that is larger."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda x: x * _share_of_width(x.shape), updates))
+
+
+def _share_of_width(shape: tuple[int, ...]) -> float:
+    return min(1.0, math.sqrt(WIDE / max(min(shape[-2:]), 1))) if len(shape) > 1 else 1.0
 
 
 def of_globals(params: PyTree) -> PyTree:
