@@ -330,4 +330,12 @@ MUTATIONS = (
         "exact/test_step_sizes.py",
         "root",
     ),
+    Mutation(
+        "splines of q(v) as fast as other networks",
+        "families/spline.py",
+        "pace: ClassVar[float] = 0.2",
+        "pace: ClassVar[float] = 1.0",
+        "exact/test_step_sizes.py",
+        "fifth",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Which layers take smaller steps? Adam's first step is its rate whatever the gradient, so it shows the scales exactly."""
+"""Which layers take smaller steps? Adam's first step is its rate whatever the gradient: it shows them exactly."""
 
 import functools
 
@@ -53,6 +53,25 @@ def test_offsets_take_whole_steps(first_step):
     offsets = [x.bias for x in jax.tree.leaves(joint, is_leaf=_is_layer) if _is_layer(x)]
     offsets += [layer.bias for layer in guide.encoder.layers]
     np.testing.assert_allclose(np.concatenate(offsets), 1.0, rtol=1e-3)
+
+
+def test_networks_of_splines_within_q_of_the_globals_take_a_fifth():
+    def model(x):
+        centre = numpyro.sample("centre", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with numpyro.plate("unit", x.shape[0]):
+            numpyro.sample("x", dist.Normal(centre, 1.0).to_event(1), obs=x)
+
+    data = {"x": np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)}
+    for transform, pace in ((am.affine(), 1.0), (am.spline(), 0.2)):
+        plan = am.amortize(model, data, plate="unit", shared_family=am.coupling(2, transform))
+        params, _ = split_trainable(*initialise(plan, to_batch(as_units(data, model, "unit")), jax.random.key(0)))
+        optimizer = adam(learning_rate=100.0, clip=1e9)
+        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+        shared = updates[1].shared.family
+        for step in jax.tree.leaves(shared.layers):
+            np.testing.assert_allclose(np.abs(step), pace, rtol=1e-3)
+        for step in jax.tree.leaves(shared.outer):
+            np.testing.assert_allclose(np.abs(step), 10.0, rtol=1e-3)
 
 
 def _is_layer(x):

@@ -11,6 +11,7 @@ masks, as fast as a search with gathers, and lie on the last axis: on the first,
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -48,6 +49,7 @@ class Spline(AbstractTransform):
 
     bins: int = eqx.field(static=True)
     bound: float = eqx.field(static=True)
+    pace: ClassVar[float] = 0.2
 
     @property
     def count(self) -> int:

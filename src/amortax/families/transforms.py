@@ -21,7 +21,12 @@ BOUND = 2.0  # of the log scale of one layer
 
 
 class AbstractTransform(eqx.Module):
-    """An increasing map of every number of a vector, with `count` free numbers each; all zero: the identity."""
+    """An increasing map of every number of a vector, with `count` free numbers each; all zero: the identity.
+
+    `pace` is the share of the usual step that its networks take where the flow is q(v).
+    """
+
+    pace: ClassVar[float] = 1.0
 
     @property
     @abstractmethod
