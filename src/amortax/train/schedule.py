@@ -53,17 +53,17 @@ def adam(
     return optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(clip),
-            optax.masked(optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), by_width()), _of_networks),
+            optax.masked(optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), _by_width()), _of_networks),
             optax.inject_hyperparams(_adam_of_free_numbers)(memory=QUICK),
             optax.masked(optax.scale(globals_factor), lambda params: _not(_of_networks(params))),
-            by_transform(),
+            _by_transform(),
             optax.scale_by_learning_rate(optax.linear_schedule(0.01 * learning_rate, learning_rate, warm_up)),
             optax.inject_hyperparams(optax.scale)(step_size=1.0),
         )
     )
 
 
-def by_width() -> optax.GradientTransformation:
+def _by_width() -> optax.GradientTransformation:
     """Scales steps of matrices by the root of `WIDE` over their smaller side, if that is larger."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda x: x * _share_of_width(x.shape), updates))
 
@@ -72,7 +72,7 @@ def _share_of_width(shape: tuple[int, ...]) -> float:
     return min(1.0, math.sqrt(WIDE / max(min(shape[-2:]), 1))) if len(shape) > 1 else 1.0
 
 
-def by_transform() -> optax.GradientTransformation:
+def _by_transform() -> optax.GradientTransformation:
     """Scales steps of the networks of a flow within q(v) by what its transform asks for."""
 
     def scaled(updates: PyTree, _: PyTree) -> PyTree:
