@@ -21,7 +21,8 @@ from ._types import Batch, Context, Fixed
 from .encoders.base import AbstractEncoder
 from .families.base import AbstractFamily, Component, draw_noise
 from .families.discrete import Categorical, Factorised
-from .heads import AbstractHead, Frame, prior_frame
+from .frames import AbstractFrame, Frame, prior_frame
+from .heads import AbstractHead
 from .joint.assignments import allowed_choices, codes_of, parts_of, seen_digits
 from .joint.joint import Joint
 
@@ -244,7 +245,7 @@ class Guide(eqx.Module):
             whitening = Fixed(jax.tree.map(lambda x: x[unit.choice], whitening.value))
         return prior_frame(whitening)
 
-    def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[Frame, Context]:
+    def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[AbstractFrame, Context]:
         frame = self.fixed_frame(unit)
         if unit.choice is not None:
             context = (*context, codes_of(joint.structure, jnp.asarray(unit.choice)))

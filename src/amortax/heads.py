@@ -30,39 +30,12 @@ from jaxtyping import Array, Float
 from ._linalg import cholesky, solve_lower
 from ._network import Network
 from ._recipe import Recipe
-from ._types import Batch, Context, Fixed
+from ._types import Batch, Context
+from .frames import AbstractFrame, Frame
 from .joint.joint import Joint
 
 CURVATURE_FLOOR = 0.05  # in units of the prior's own precision: a flatter direction is taken to be that flat
 LONGEST_STEP = 10.0  # prior standard deviations that one Newton step may move
-
-
-class Frame(eqx.Module):
-    """`u = center + factor @ w` with lower triangular or (1-d) diagonal `factor`."""
-
-    center: Float[Array, " d"]
-    factor: Float[Array, "d d"] | Float[Array, " d"]
-
-    def place(self, free: Float[Array, " d"]) -> Float[Array, " d"]:
-        """w → u."""
-        return self.center + (self.factor * free if self.factor.ndim == 1 else self.factor @ free)
-
-    def take(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
-        """u → w."""
-        away = value - self.center
-        return away / self.factor if self.factor.ndim == 1 else solve_lower(self.factor, away)
-
-    @property
-    def log_det(self) -> Float[Array, ""]:
-        """log |du / dw|."""
-        diagonal = self.factor if self.factor.ndim == 1 else jnp.diagonal(self.factor)
-        return jnp.sum(jnp.log(jnp.abs(diagonal)))
-
-
-def prior_frame(whitening: Fixed) -> Frame:
-    """The fixed frame of a block: prior medians and quartile spreads."""
-    fixed = jax.tree.map(jax.lax.stop_gradient, whitening.value)
-    return Frame(fixed["center"], fixed["scale"])
 
 
 class AbstractHead(eqx.Module):
@@ -73,7 +46,7 @@ class AbstractHead(eqx.Module):
     @abstractmethod
     def __call__(
         self, context: Context, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
-    ) -> tuple[Frame, Context]:
+    ) -> tuple[AbstractFrame, Context]:
         """`whitened` are the globals standardised; `frame` is the fixed one."""
 
 

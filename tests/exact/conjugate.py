@@ -126,7 +126,7 @@ def normals_of(posterior, data, shared=None):
 
 def shared_normal(posterior):
     """(mean (g,), covariance (g, g)) in unconstrained space of q(v) for a normal family."""
-    from amortax.guide import prior_frame
+    from amortax.frames import prior_frame
 
     block = posterior.guide.shared
     frame = prior_frame(block.whitening)

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 
 from .._errors import FitError, GuideError, ModelError
 from .._types import Batch, Context, whole_number
+from ..frames import prior_frame
 from ..guide import Guide
-from ..heads import prior_frame
 from ..joint.assignments import standing
 from ..joint.joint import Joint
 from ..joint.structure import Structure
