@@ -131,8 +131,8 @@ MUTATIONS = (
     Mutation(
         "one key for all units",
         "objectives/estimators.py",
-        "noise = guide.local_noise(key, batch_size(batch))",
-        "noise = jnp.repeat(guide.local_noise(key, 1), batch_size(batch), axis=0)",
+        "noise = guide.local_noise(key, joint, batch, batch_size(batch))",
+        "noise = jnp.repeat(guide.local_noise(key, joint, batch, 1), batch_size(batch), axis=0)",
         NOISE,
     ),
     Mutation(

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "amortax"
 FLOORS = (
     ("_errors", "_files", "_types", "_recipe", "_linalg", "_network"),
     ("data", "joint", "encoders", "families"),
-    ("frames", "heads", "guide", "own", "recipes", "intake", "describe", "unsuited", "plan"),
+    ("frames", "tree_frame", "heads", "guide", "own", "nesting", "recipes", "intake", "describe", "unsuited", "plan"),
     ("objectives",),
     ("train",),
     ("psis", "chunks", "importance", "evidence", "answer"),

@@ -36,6 +36,7 @@ _HOME = {
     "full": "families.normal",
     "low_rank": "families.normal",
     "blocks": "families.blocks",
+    "nested": "families.nested",
     "student_t": "families.heavy",
     "mixture": "families.mixture",
     "categorical": "families.discrete",

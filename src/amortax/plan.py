@@ -20,12 +20,13 @@ from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
 from .describe import describe
-from .encoders.base import Feature, Inputs
+from .encoders.base import Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
 from .families.blocks import blocks
 from .families.discrete import Categorical, categorical
+from .families.nested import nested
 from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
@@ -35,9 +36,11 @@ from .joint.joint import Joint
 from .joint.levels import refuse_too_many
 from .joint.probe import initial_params, probe
 from .joint.read import read
+from .joint.refuse import refuse_tied
 from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
+from .nesting import build_nested, by_elements, elements_are_independent, feature_of, levels_seen, refuse_others
 from .own import first_row, own_family
 from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
@@ -66,14 +69,18 @@ class Plan:
         if self.shared_family is not None:
             shared = Block(self.shared_family.build(shared_size, (), key=keys[0]), _neutral(shared_size))
         told = ()
-        if self.encoder is not None and not self.free:
+        if self.encoder is not None and not self.free and not isinstance(self.family, nested):
             encoder = self.encoder.build(self.inputs, key=keys[1])
             told = encoder.context_sizes
         if self.classifier is not None:
             counts = element_counts(self.structure)
             classifier = self.classifier.build(counts, told, 2 * shared_size, key=keys[4])
             told = (*told, sum(counts))
-        if self.family is not None and self.encoder is not None:
+        if isinstance(self.family, nested):
+            recipes = (self.encoder, self.head, self.family)
+            encoder, head, family = build_nested(self.structure, self.inputs, recipes, keys=keys[1:4])
+            local = Block(family, _neutral(family.size))
+        elif self.family is not None and self.encoder is not None:
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
                 told = head.told_sizes
@@ -115,7 +122,7 @@ class Plan:
         check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])
         recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
-        return Plan(model, structure, inputs_of(structure), **recipes)
+        return Plan(model, structure, inputs_of(structure, isinstance(recipes["family"], nested)), **recipes)
 
     def __str__(self) -> str:
         return describe(self)
@@ -125,30 +132,19 @@ def _neutral(*shape: int) -> Fixed:
     return Fixed({"center": jnp.zeros(shape), "scale": jnp.ones(shape)})
 
 
-def inputs_of(structure: Structure) -> Inputs:
+def inputs_of(structure: Structure, by_elements: bool = False) -> Inputs:
     """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays.
 
+    Elements with numbers of their own are a set where q goes `by_elements`, and have places of their own elsewhere.
     Labels of which the guide has a q it does not see, or q would only repeat them.
     """
     hidden = {argument for argument, site in structure.labels.items() if site in structure.learned}
-    sets = {p.name for p in structure.plates if p.exchangeable or p.ragged}
-    ordered = tuple(p.name for p in structure.plates if p.ragged and not p.exchangeable)
-    features = tuple(
-        Feature(
-            a.name,
-            a.shape,
-            a.plate if a.plate in sets else None,
-            a.plate_axis,
-            a.masked,
-            a.role == "observed",
-            a.categories,
-            a.first_category,
-            a.positive,
-        )
-        for a in structure.arguments
-        if a.name not in hidden
-    )
-    return Inputs(features, ordered)
+    own = {name for site in structure.of("local") for name in site.plates}
+    sets = [p for p in structure.plates if p.ragged or (by_elements if p.name in own else p.exchangeable)]
+    ordered = tuple(p.name for p in sets if not p.exchangeable)
+    names = [p.name for p in sets]
+    features = tuple(feature_of(a, names, by_elements=by_elements) for a in structure.arguments if a.name not in hidden)
+    return Inputs(features, ordered, **levels_seen(structure, features) if by_elements else {})
 
 
 def choose(
@@ -164,17 +160,22 @@ def choose(
     """Fills in what the user left open."""
     structure = with_choice(structure, encoder, classifier)
     refuse_too_many(structure)
-    inputs = inputs_of(structure)
+    split = by_elements(structure, family)
+    inputs = inputs_of(structure, split)
     local, shared = structure.size("local"), structure.size("global")
     check_latents(structure)
     if not local:
         refuse_without_numbers(structure, encoder=encoder, family=family, head=head)
     if not shared:
-        refuse_idle({"shared_family": shared_family, "head": head}, "the model has no global latents")
+        idle = {"shared_family": shared_family} | ({} if split else {"head": head})
+        refuse_idle(idle, "the model has no global latents")
     if not structure.classified:
         refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
-    if local and shared:
+    if split:
+        refuse_others(encoder, head)
+        chosen["head"] = head or newton()
+    elif local and shared:
         check_head(encoder, head)
         small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
         chosen["head"] = head or (newton() if small else concatenate())
@@ -182,7 +183,8 @@ def choose(
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
         left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
-        chosen["family"] = _with(family or (full() if local <= FULL_LOCAL else diagonal()), left_open)
+        small = full() if local <= FULL_LOCAL else diagonal()
+        chosen["family"] = _with(family or (nested() if split else small), left_open)
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
@@ -263,13 +265,16 @@ def amortize(
     check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
-    plan = choose(
-        model,
-        structure,
-        encoder=encoder,
-        head=head,
-        family=family,
-        shared_family=shared_family,
-        classifier=classifier,
-    )
+    recipes = {
+        "encoder": encoder,
+        "head": head,
+        "family": family,
+        "shared_family": shared_family,
+        "classifier": classifier,
+    }
+    plan = choose(model, structure, **recipes)
+    if isinstance(plan.family, nested) and not elements_are_independent(Joint(model, structure, params), batch):
+        structure = dataclasses.replace(structure, tied="log p of one changes with the numbers of another")
+        refuse_tied(structure)
+        plan = choose(model, structure, **recipes)
     return plan.for_units(len(found))

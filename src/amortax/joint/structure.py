@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from jax import Array
 from jax import numpy as jnp
 
 from .._errors import ArtifactError
+from .._types import Batch
 
 Role = Literal["local", "global", "discrete", "observed", "factor", "deterministic"]
 DENSE: tuple[Role, ...] = ("local", "global", "discrete", "observed", "factor")  # all that have a log density
@@ -35,9 +37,11 @@ class Site:
     checkable: bool = False  # observed in each unit, with a support that depends on no latent
     choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
 
-    def facts(self) -> tuple[Any, ...]:
-        """What makes it the same site, whatever the lengths of the data."""
-        shape = self.free_shape if self.role in ("local", "global") else self.event_dim
+    def facts(self, ragged: Collection[str] = ()) -> tuple[Any, ...]:
+        """What makes it the same site, whatever the lengths of the data along `ragged` plates."""
+        shape: Any = self.event_dim
+        if self.role in ("local", "global"):
+            shape = self.free_shape if not self.plates & set(ragged) else self.at(dict.fromkeys(ragged, 0)).free_shape
         where = "per unit" if self.per_unit else "shared"
         return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
 
@@ -61,6 +65,14 @@ class Site:
         ndim = len(self.model_shape)
         kept = [axis for axis in range(ndim) if axis - ndim not in self.dropped]
         return {name: axis for axis, name in zip(kept, self.dims, strict=True) if name is not None}
+
+    def at(self, sizes: Mapping[str, int]) -> Site:
+        """The same with plates of these sizes."""
+        free, model, kept = list(self.free_shape), list(self.model_shape), list(self.kept_shape)
+        for name, axis in self.plate_axes.items():
+            if name in sizes:
+                free[axis] = model[axis] = kept[self.dims.index(name)] = sizes[name]
+        return dataclasses.replace(self, free_shape=tuple(free), model_shape=tuple(model), kept_shape=tuple(kept))
 
     @property
     def unit_axis(self) -> int:
@@ -102,6 +114,7 @@ class Argument:
     role: Literal["observed", "covariate"]
     plate: str | None = None  # the inner plate along which its elements lie
     plate_axis: int = 0  # the axis of one unit's array along that plate
+    dims: tuple[str | None, ...] = ()  # the inner plate along each axis of one unit's array
     masked: bool = False
     categories: int | None = None  # an index into an axis of this length
     first_category: int = 0  # the value that stands for its first element
@@ -141,6 +154,7 @@ class Structure:
     plates: tuple[InnerPlate, ...]
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
+    tied: str = ""  # why numbers in inner plates are not independent given those above them, or empty
     classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
     sampled: bool = False  # that q draws their values and does not list them, so that they may be any number
 
@@ -176,6 +190,23 @@ class Structure:
         """For every site its plates, the shape of its unconstrained value, and the axes along these plates."""
         axes = ((site.plate_axes, site.free_shape) for site in self.of(role))
         return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
+
+    @property
+    def stretches(self) -> bool:
+        """Whether numeric locals stand in a ragged plate, so that longer units have more of them."""
+        ragged = {plate.name for plate in self.plates if plate.ragged}
+        return any(site.plates & ragged for site in self.of("local"))
+
+    def at(self, unit: Batch) -> Structure:
+        """The same with latents of ragged plates as long as the arrays of `unit`, or of a batch, are padded."""
+        if not self.stretches:
+            return self
+        sizes = {}
+        for plate in self.plates:
+            if plate.argument is not None:
+                sizes[plate.name] = unit.arrays[plate.argument].shape[-len(self.argument(plate.argument).shape)]
+        sites = tuple(site.at(sizes) if site.role == "local" else site for site in self.sites)
+        return dataclasses.replace(self, sites=sites)
 
     def argument(self, name: str) -> Argument:
         """The argument called `name`."""
@@ -216,10 +247,11 @@ class Structure:
 
     def difference(self, other: Structure) -> str:
         """The first difference in words, empty if equal; names of functions, lengths and probed facts may differ."""
-        mine = {f"site '{s.name}'": s.facts() for s in self.sites} | {
+        ragged = [p.name for p in (*self.plates, *other.plates) if p.ragged]
+        mine = {f"site '{s.name}'": s.facts(ragged) for s in self.sites} | {
             f"argument '{a.name}'": a.facts() for a in self.arguments
         }
-        yours = {f"site '{s.name}'": s.facts() for s in other.sites} | {
+        yours = {f"site '{s.name}'": s.facts(ragged) for s in other.sites} | {
             f"argument '{a.name}'": a.facts() for a in other.arguments
         }
         for key in [*mine, *(k for k in yours if k not in mine)]:
