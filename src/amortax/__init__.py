@@ -37,6 +37,7 @@ _HOME = {
     "low_rank": "families.normal",
     "blocks": "families.blocks",
     "nested": "families.nested",
+    "markov": "families.markov",
     "student_t": "families.heavy",
     "mixture": "families.mixture",
     "categorical": "families.discrete",

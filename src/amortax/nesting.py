@@ -6,6 +6,7 @@ parameters don't depend on how many elements there are, and a unit may have any 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,18 @@ def refuse_others(encoder: Recipe | None, head: Recipe | None) -> None:
         raise GuideError(
             f"head=am.{type(head).__name__}() places no elements of a unit; leave it out, am.newton() does by the model"
         )
+
+
+def loosened(structure: Structure) -> Structure:
+    """The structure of units whose elements' own elements may be any number too, along axes that are pooled."""
+    pooled = {p.name for p in structure.plates if p.exchangeable}
+
+    def shape(a: Argument) -> tuple[int | None, ...]:
+        free = zip(a.dims, a.shape, strict=True)
+        return tuple(None if name in pooled else n for name, n in free) if a.ragged and len(a.dims) > 1 else a.shape
+
+    arguments = tuple(dataclasses.replace(a, shape=shape(a)) for a in structure.arguments)
+    return dataclasses.replace(structure, arguments=arguments)
 
 
 def feature_of(argument: Argument, sets: Sequence[str], *, by_elements: bool) -> Feature:

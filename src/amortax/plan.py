@@ -40,7 +40,15 @@ from .joint.refuse import refuse_tied
 from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
-from .nesting import build_nested, by_elements, elements_are_independent, feature_of, levels_seen, refuse_others
+from .nesting import (
+    build_nested,
+    by_elements,
+    elements_are_independent,
+    feature_of,
+    levels_seen,
+    loosened,
+    refuse_others,
+)
 from .own import first_row, own_family
 from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
@@ -160,7 +168,8 @@ def choose(
     """Fills in what the user left open."""
     structure = with_choice(structure, encoder, classifier)
     refuse_too_many(structure)
-    split = by_elements(structure, family)
+    if split := by_elements(structure, family):
+        structure = loosened(structure)
     inputs = inputs_of(structure, split)
     local, shared = structure.size("local"), structure.size("global")
     check_latents(structure)
@@ -172,13 +181,7 @@ def choose(
     if not structure.classified:
         refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
-    if split:
-        refuse_others(encoder, head)
-        chosen["head"] = head or newton()
-    elif local and shared:
-        check_head(encoder, head)
-        small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
-        chosen["head"] = head or (newton() if small else concatenate())
+    chosen["head"] = _head(structure, encoder, head, split=split)
     if local or structure.drawn:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
@@ -193,6 +196,19 @@ def choose(
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
+
+
+def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool) -> Recipe | None:
+    """How locals are placed: where there are globals to follow, or elements of their own."""
+    local, shared = structure.size("local"), structure.size("global")
+    if split:
+        refuse_others(encoder, head)
+        return head or newton()
+    if not (local and shared):
+        return None
+    check_head(encoder, head)
+    small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
+    return head or (newton() if small else concatenate())
 
 
 def _encoder(inputs: Inputs, *, small: bool) -> Recipe:

@@ -17,6 +17,7 @@ from .families.blocks import blocks
 from .families.coupling import coupling
 from .families.discrete import categorical, factorised
 from .families.heavy import student_t
+from .families.markov import markov
 from .families.mixture import mixture
 from .families.nested import nested
 from .families.normal import diagonal, full, low_rank
@@ -29,7 +30,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
         *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
-        *(diagonal, full, low_rank, blocks, student_t, mixture, nested),
+        *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov),
         *(categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
     )

@@ -13,9 +13,8 @@ import pytest
 
 import amortax as am
 from amortax._types import Fixed, trainable
-from amortax.frames import Frame, prior_frame
+from amortax.frames import CURVATURE_FLOOR, LONGEST_STEP, Frame, prior_frame
 from amortax.guide import Guide
-from amortax.heads import CURVATURE_FLOOR, LONGEST_STEP
 from amortax.intake import as_units, to_batch
 from amortax.objectives.estimators import shared_noises
 from amortax.train.initialise import initialise

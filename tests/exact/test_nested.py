@@ -69,7 +69,7 @@ def exact_mean(data):
 
 @pytest.fixture(scope="module")
 def trained():
-    data = some_schools(120, (1, 6), seed=0)
+    data = some_schools(120, (2, 6), seed=0)
     plan = am.amortize(schools, {"y": data}, plate="school")
     return am.fit(plan, {"y": data}, key=jax.random.key(0), num_steps=300), data
 
@@ -108,10 +108,10 @@ def test_the_posterior_of_three_levels_is_exact(trained):
 
 
 def test_twice_the_children_need_no_training(trained):
-    """Ten to twenty classes, when one to five were trained on; at one number fixed before training too far off."""
+    """Ten to twenty classes of up to eight pupils, where two to five of four were trained on: no more nats a class."""
     posterior, data = trained
     mean, _ = exact_mean(data)
-    more = some_schools(40, (10, 21), seed=3)
+    more = [[own[~np.isnan(own)] for own in y] for y in some_schools(40, (10, 21), seed=3, pupils=8)]
     assert np.mean(divergences(posterior, more, mean)) < 0.02 * 15 / 3  # nats per class as above
     draws = posterior.sample({"y": more}, num_samples=50, key=jax.random.key(4))
     lengths = [len(y) for y in more]
@@ -120,13 +120,14 @@ def test_twice_the_children_need_no_training(trained):
 
 
 def test_an_answer_does_not_change_with_what_others_are_padded_to(trained):
+    """Up to float32 sums of another order, where the posterior's sds are 0.2 to 0.6."""
     posterior, data = trained
     alone = posterior.sample({"y": data[:3]}, num_samples=20, key=jax.random.key(5))
     long = some_schools(1, (19, 20), seed=6)
     among = posterior.sample({"y": [*data[:3], *long]}, num_samples=20, key=jax.random.key(5))
     for i, y in enumerate(data[:3]):
-        np.testing.assert_allclose(alone["own"][:, i, : len(y)], among["own"][:, i, : len(y)], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(alone["level"][:, i], among["level"][:, i], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(alone["own"][:, i, : len(y)], among["own"][:, i, : len(y)], atol=5e-4)
+        np.testing.assert_allclose(alone["level"][:, i], among["level"][:, i], atol=5e-4)
 
 
 def test_the_density_is_that_of_the_draws(trained):

@@ -80,14 +80,17 @@ class NestedEncoder(AbstractEncoder):
         """One context for each level of numbers, with an axis for every plate that has any."""
         rows: list[list[Array]] = [self._own(node, unit) for node in self.nodes]
         found: list[Array] = [jnp.zeros(0)] * len(self.nodes)
+        told: list[Array] = []
+        below: list[list[Array]] = [[] for _ in self.nodes]  # whether elements of a node have any below that tell
         for number in reversed(range(len(self.nodes))):
             node, pool = self.nodes[number], self.pools[number]
             found[number] = jnp.concatenate(rows[number], axis=-1)
             if pool is not None and node.parent is not None:
                 parent = self.nodes[node.parent].plates
                 inside = [i for i, p in enumerate(self.order) if p in node.plates and p not in parent]
-                rows[node.parent] += _pooled(pool, found[number], self._weight(node, found[number], unit), inside)
-        told: list[Array] = []
+                weight = self._weight(node, found[number], below[number], unit)
+                rows[node.parent] += _pooled(pool, found[number], weight, inside)
+                below[node.parent].append(jnp.max(weight, axis=tuple(inside), keepdims=True))
         for number, node in enumerate(self.nodes):
             above = [] if node.parent is None else [told[node.parent]]
             told.append(over_rows(self.networks[number], found[number], *above))
@@ -129,8 +132,10 @@ class NestedEncoder(AbstractEncoder):
                 found.append(jnp.broadcast_to(place.reshape(shape), (*found[0].shape[:-1], 1)))
         return found
 
-    def _weight(self, node: Node, rows: Array, unit: Batch) -> Float[Array, " *grid"]:
-        """One where an element is the unit's own and tells something."""
+    def _weight(self, node: Node, rows: Array, below: list[Array], unit: Batch) -> Float[Array, "*grid"]:
+        """One where an element is the unit's own and tells something, itself or by what is below it."""
+        if not self._along(node):
+            return jnp.max(jnp.stack(below), axis=0)
         weight, seen = jnp.ones(rows.shape[:-1]), []
         for feature in self._along(node):
             shape = [rows.shape[i] if p in node.plates else 1 for i, p in enumerate(self.order)]

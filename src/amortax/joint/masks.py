@@ -59,7 +59,8 @@ def site_log_prob(record: Record, mask: Array | None, *, checked: bool = False) 
     if record.jacobian is None:
         return log_prob
     event_axes = tuple(range(-len(record.fn.event_shape), 0))
-    return log_prob + (record.jacobian if mask is None else jnp.where(jnp.all(mask, event_axes), record.jacobian, 0.0))
+    jacobian = record.jacobian if mask is None else jnp.where(jnp.all(mask, event_axes), record.jacobian, 0.0)
+    return log_prob + jacobian
 
 
 def _masked(record: Record, mask: Array | None) -> Array:

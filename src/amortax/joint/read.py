@@ -79,6 +79,11 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, miss
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
         cannot_simulate=_cannot_simulate(one, links, arguments),
     )
+    return _element_by_element(structure, links)
+
+
+def _element_by_element(structure: Structure, links: Dependencies) -> Structure:
+    """Whether elements of inner plates may be summed, and inferred, one by one."""
     refuse_sums(structure, links.follows)
     structure = dataclasses.replace(structure, tied=tied(structure, links.follows))
     refuse_tied(structure)

@@ -37,11 +37,11 @@ class Site:
     checkable: bool = False  # observed in each unit, with a support that depends on no latent
     choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
 
-    def facts(self, ragged: Collection[str] = ()) -> tuple[Any, ...]:
-        """What makes it the same site, whatever the lengths of the data along `ragged` plates."""
+    def facts(self, loose: Collection[str] = ()) -> tuple[Any, ...]:
+        """What makes it the same site, whatever the lengths of the data along `loose` plates."""
         shape: Any = self.event_dim
         if self.role in ("local", "global"):
-            shape = self.free_shape if not self.plates & set(ragged) else self.at(dict.fromkeys(ragged, 0)).free_shape
+            shape = self.at(dict.fromkeys(loose, 0)).free_shape
         where = "per unit" if self.per_unit else "shared"
         return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
 
@@ -122,9 +122,11 @@ class Argument:
     needed: str = ""  # why none of it may be missing, or empty
     complete: bool = False  # a label of which none was missing when the model was read, but may be later
 
-    def facts(self) -> tuple[Any, ...]:
-        """What makes it the same argument."""
-        return (self.dtype, self.shape, self.axis, self.role, self.categories, self.first_category)
+    def facts(self, other: Argument) -> tuple[Any, ...]:
+        """What makes it the same argument as `other`, along axes of which neither leaves the length open."""
+        lengths = zip(self.shape, other.shape, strict=False)
+        shape = tuple(None if None in (n, m) else n for n, m in lengths), len(self.shape)
+        return (self.dtype, shape, self.axis, self.role, self.categories, self.first_category)
 
     @property
     def ragged(self) -> bool:
@@ -192,19 +194,23 @@ class Structure:
         return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
 
     @property
+    def loose(self) -> frozenset[str]:
+        """The inner plates whose size the data decide, unit by unit or set by set."""
+        return frozenset(p for a in self.arguments for p, n in zip(a.dims, a.shape, strict=False) if p and n is None)
+
+    @property
     def stretches(self) -> bool:
-        """Whether numeric locals stand in a ragged plate, so that longer units have more of them."""
-        ragged = {plate.name for plate in self.plates if plate.ragged}
-        return any(site.plates & ragged for site in self.of("local"))
+        """Whether numeric locals stand in such a plate, so that longer units have more of them."""
+        return any(site.plates & self.loose for site in self.of("local"))
 
     def at(self, unit: Batch) -> Structure:
-        """The same with latents of ragged plates as long as the arrays of `unit`, or of a batch, are padded."""
+        """The same with as many latents as the arrays of `unit`, or of a batch of them, have places for."""
         if not self.stretches:
             return self
         sizes = {}
-        for plate in self.plates:
-            if plate.argument is not None:
-                sizes[plate.name] = unit.arrays[plate.argument].shape[-len(self.argument(plate.argument).shape)]
+        for argument in self.arguments:
+            shape = unit.arrays[argument.name].shape[-len(argument.shape) :] if argument.shape else ()
+            sizes |= {p: n for p, n in zip(argument.dims, shape, strict=False) if p in self.loose}
         sites = tuple(site.at(sizes) if site.role == "local" else site for site in self.sites)
         return dataclasses.replace(self, sites=sites)
 
@@ -247,12 +253,13 @@ class Structure:
 
     def difference(self, other: Structure) -> str:
         """The first difference in words, empty if equal; names of functions, lengths and probed facts may differ."""
-        ragged = [p.name for p in (*self.plates, *other.plates) if p.ragged]
-        mine = {f"site '{s.name}'": s.facts(ragged) for s in self.sites} | {
-            f"argument '{a.name}'": a.facts() for a in self.arguments
+        loose, known = self.loose | other.loose, {a.name: a for a in other.arguments}
+        ours = {a.name: a for a in self.arguments}
+        mine = {f"site '{s.name}'": s.facts(loose) for s in self.sites} | {
+            f"argument '{a.name}'": a.facts(known.get(a.name, a)) for a in self.arguments
         }
-        yours = {f"site '{s.name}'": s.facts(ragged) for s in other.sites} | {
-            f"argument '{a.name}'": a.facts() for a in other.arguments
+        yours = {f"site '{s.name}'": s.facts(loose) for s in other.sites} | {
+            f"argument '{a.name}'": a.facts(ours.get(a.name, a)) for a in other.arguments
         }
         for key in [*mine, *(k for k in yours if k not in mine)]:
             if mine.get(key) != yours.get(key):
