@@ -19,9 +19,9 @@ def test_both_forms_have_the_density_of_scipy(discriminating):
     rng = np.random.default_rng(0)
     correct = rng.integers(0, 2, (5, 3))
     difficulty, ability, slope = rng.standard_normal(3), rng.standard_normal((5, 1)), rng.uniform(0.5, 2.0, 3)
-    latents = {"difficulty": difficulty, "ability": ability} | ({"discrimination": slope} if discriminating else {})
+    latents = {"difficulty": difficulty, "u": ability / 0.8} | ({"discrimination": slope} if discriminating else {})
     chance = 1 / (1 + np.exp(-(slope if discriminating else 1.0) * (ability - difficulty)))
-    expected = stats.bernoulli(chance).logpmf(correct).sum() + stats.norm(0, 0.8).logpdf(ability).sum()
+    expected = stats.bernoulli(chance).logpmf(correct).sum() + stats.norm.logpdf(ability / 0.8).sum()
     expected += stats.norm(-0.3, 1.5).logpdf(difficulty).sum()
     expected += stats.lognorm(0.4).logpdf(slope).sum() if discriminating else 0.0
     model = item_response.two_parameters if discriminating else item_response.one_parameter

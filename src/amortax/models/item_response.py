@@ -114,7 +114,8 @@ def _answers(correct: Any, item: Any, num_items: int | None, priors: Priors, *, 
         difficulty, discrimination = difficulty[item], discrimination[item] if discriminating else 1.0
     answers = items if item is None else numpyro.plate("answer", given.shape[1], dim=-1)
     with numpyro.plate("person", given.shape[0], dim=-2):
-        ability: Any = numpyro.sample("ability", dist.Normal(0.0, ability_scale))
+        u: Any = numpyro.sample("u", dist.Normal(0.0, 1.0))  # of scale one, however vague the prior of abilities is
+        ability = numpyro.deterministic("ability", ability_scale * u)
         with answers:
             logits = discrimination * (ability - difficulty)
             numpyro.sample("correct", dist.Bernoulli(logits=logits), obs=correct)
