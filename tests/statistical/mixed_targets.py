@@ -125,6 +125,40 @@ def seeds(shared):
     )
 
 
+def visits():
+    """Simulated counts with an exposure: 30 groups of one to six rows, correlated intercepts and slopes."""
+    rng, sd, r = np.random.default_rng(5), np.array([0.6, 0.4]), -0.5
+    effects = sd * (rng.standard_normal((30, 2)) @ np.array([[1.0, r], [0.0, math.sqrt(1 - r**2)]]))
+    lengths = rng.integers(1, 7, 30)
+    x = [np.stack([np.ones(n), rng.standard_normal(n)], axis=1) for n in lengths]
+    exposure = [rng.uniform(1.0, 4.0, n) for n in lengths]
+    beta = np.array([0.5, 0.3])
+    y = [rng.poisson(t * np.exp(a @ (beta + b))) for a, t, b in zip(x, exposure, effects, strict=True)]
+    units = am.units({"x": x, "z": x, "exposure": exposure, "y": y}, name="patient")
+    priors = mixed_effects.Priors(beta=dist.Normal(0.0, 2.5), sd=dist.HalfNormal(1.0), concentration=2.0)
+    axis = np.linspace(-4.5, 4.5, 25)
+    nodes = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    log_nodes = -0.5 * np.sum(nodes**2, axis=1) - math.log(2 * math.pi) + 2 * math.log(axis[1] - axis[0])
+    rows, mask = np.asarray(units.arrays["x"], np.float64), units.masks["y"]
+    count, time = (np.asarray(units.arrays[name], np.float64) for name in ("y", "exposure"))
+
+    def log_density(v):
+        beta, sd, r, _ = split(v, 2, 2)
+        effect = nodes @ (sd[:, None] * jnp.array([[1.0, 0.0], [r, jnp.sqrt(1 - r**2)]])).T
+        predictor = rows @ (beta[:, None] + effect.T)
+        each = count[..., None] * predictor - time[..., None] * jnp.exp(predictor)
+        each = jnp.sum(jnp.where(mask[..., None], each, 0.0), axis=1)
+        prior = normal(beta, 0.0, 2.5) + half_normal(sd, 1.0) + jnp.log1p(-(r**2))  # LKJ(2) in two dimensions
+        jacobian = jnp.sum(jnp.log(sd)) + jnp.log1p(-(r**2))
+        return jnp.sum(jax.nn.logsumexp(each + log_nodes, axis=1)) + prior + jacobian
+
+    def quantities(v):
+        return {name: value for name, value in named(v, 2, 2).items() if name != "sigma"}
+
+    model = functools.partial(mixed_effects.poisson, priors=priors)
+    return Target(model, units, log_density, np.array([0.5, 0.3, -0.5, -1.0, 0.0]), quantities, with_correlation)
+
+
 def rats(shared):
     """Weights of 30 rats at five ages, independent intercepts and slopes; precisions are Gamma(0.001, 0.001)."""
     data = json.loads((shared / "data/bugs/rats/data.json").read_text())
