@@ -136,7 +136,7 @@ def visits():
     y = [rng.poisson(t * np.exp(a @ (beta + b))) for a, t, b in zip(x, exposure, effects, strict=True)]
     units = am.units({"x": x, "z": x, "exposure": exposure, "y": y}, name="patient")
     priors = mixed_effects.Priors(beta=dist.Normal(0.0, 2.5), sd=dist.HalfNormal(1.0), concentration=2.0)
-    axis = np.linspace(-5.0, 5.0, 33)
+    axis = np.linspace(-6.0, 6.0, 49)
     nodes = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     log_nodes = -0.5 * np.sum(nodes**2, axis=1) - math.log(2 * math.pi) + 2 * math.log(axis[1] - axis[0])
     rows, mask = np.asarray(units.arrays["x"], np.float64), units.masks["y"]

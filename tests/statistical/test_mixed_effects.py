@@ -68,7 +68,7 @@ def test_counts_in_ragged_groups_with_correlated_slopes():
     target = mixed_targets.visits()
     exact = weigh(target.log_density, target.start, size=2**12, chunk=8)
     print(f"\nvisits: exact by {exact.ess:.0f} draws; ", end="")
-    assert exact.ess > 1000
+    assert exact.ess > 2000
     draws, report = answer(target.model, target.units, "group", am.coupling(4), num_steps=2000)
     off, low, high = differences(target.of_draws(draws), exact.moments(target.quantities))
     assert off < 0.2
