@@ -16,6 +16,7 @@ from .families.autoregressive import iaf, maf
 from .families.blocks import blocks
 from .families.coupling import coupling
 from .families.discrete import categorical, factorised
+from .families.exponential import exponential_family
 from .families.heavy import student_t
 from .families.mixture import mixture
 from .families.normal import diagonal, full, low_rank
@@ -29,7 +30,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     for r in (
         *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
         *(diagonal, full, low_rank, blocks, student_t, mixture),
-        *(categorical, factorised),
+        *(exponential_family, categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
     )
 }

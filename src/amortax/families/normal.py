@@ -21,13 +21,17 @@ from .._linalg import cholesky, solve_lower
 from .._recipe import Recipe
 from .._types import Context
 from .base import (
+    AbstractNatural,
     AbstractSingle,
     Component,
     Conditioner,
     bounded_log_scale,
+    free_log_scale,
     standard_log_prob,
     triangular,
 )
+
+LEAST = 0.01  # share of a precision that one natural step leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ class AbstractAffine(AbstractSingle):
         return self.shrink(value, context)[0]
 
 
-class DiagonalNormal(AbstractAffine):
+class DiagonalNormal(AbstractAffine, AbstractNatural):
     """Independent normals."""
 
     size: int = eqx.field(static=True)
@@ -136,8 +140,31 @@ class DiagonalNormal(AbstractAffine):
         mean, log_scale = self._split(context)
         return mean, jnp.exp(log_scale)
 
+    @property
+    def draws_needed(self) -> int:
+        """Every number has two parameters."""
+        return 2
 
-class FullNormal(AbstractAffine):
+    def own_frame(self, center: Float[Array, " d"], scale: Float[Array, " d"]) -> tuple[Array, Array]:
+        """All of it."""
+        return center, scale
+
+    def natural_step(
+        self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
+    ) -> DiagonalNormal:
+        """Regresses slopes on ε: slope = c - e ε (see `AbstractNatural`)."""
+        mean, log_scale = self._split(())
+        slopes = slopes * jnp.exp(log_scale)
+        mean_noise, mean_slope = rate * jnp.mean(noise, axis=0), rate * jnp.mean(slopes, axis=0)
+        variance = (1.0 - rate) + rate * jnp.mean(noise**2, axis=0) - mean_noise**2
+        e = -(rate * jnp.mean(slopes * noise, axis=0) - mean_slope * mean_noise) / variance
+        precision = jnp.maximum(1.0 + e, LEAST)
+        mean = mean + jnp.exp(log_scale) * (mean_slope + e * mean_noise) / precision
+        free = jnp.concatenate([mean, free_log_scale(log_scale - 0.5 * jnp.log(precision))])
+        return eqx.tree_at(lambda f: f.parameters.offset, self, free)
+
+
+class FullNormal(AbstractAffine, AbstractNatural):
     """A normal with any covariance, by its Cholesky factor."""
 
     size: int = eqx.field(static=True)
@@ -166,6 +193,46 @@ class FullNormal(AbstractAffine):
         """`m` and the root of the diagonal of `L Lᵀ`."""
         mean, factor, _ = self._split(context)
         return mean, jnp.sqrt(jnp.sum(factor**2, axis=1))
+
+    @property
+    def draws_needed(self) -> int:
+        """Two in every direction: every slope has a constant and `size` coefficients."""
+        return 2 * self.size
+
+    def own_frame(self, center: Float[Array, " d"], scale: Float[Array, " d"]) -> tuple[Array, Array]:
+        """All of it."""
+        return center, scale
+
+    def natural_step(
+        self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
+    ) -> FullNormal:
+        """Regresses slopes on ε: Lᵀ slope = c - E ε with symmetric E (see `AbstractNatural`).
+
+        The precision L⁻ᵀ (I + E) L⁻¹ must be positive: a step that noise makes too long is halved until it is.
+        """
+        mean, factor, _ = self._split(())
+        slopes, eye = slopes @ factor, jnp.eye(self.size)
+        mean_noise, mean_slope = rate * jnp.mean(noise, axis=0), rate * jnp.mean(slopes, axis=0)
+        square, product = noise.T @ noise / noise.shape[0], noise.T @ slopes / noise.shape[0]
+        covariance = (1.0 - rate) * eye + rate * square - jnp.outer(mean_noise, mean_noise)
+        root = solve_lower(cholesky(covariance), eye)
+        e = -root.T @ (root @ (rate * product - jnp.outer(mean_noise, mean_slope)))
+        e = 0.5 * (e + e.T)
+        c = mean_slope + e @ mean_noise
+
+        def positive(share: Array) -> Array:
+            return jnp.all(jnp.isfinite(cholesky((1.0 - LEAST) * eye + share * e)))
+
+        halved = jax.lax.while_loop(lambda t: ~positive(t) & (t > 1e-30), lambda t: 0.5 * t, jnp.ones(()))
+        root = solve_lower(cholesky(eye + halved * e), eye)
+        return self._at(mean + halved * (factor @ (root.T @ (root @ c))), cholesky(factor @ root.T @ root @ factor.T))
+
+    def _at(self, mean: Float[Array, " d"], factor: Float[Array, "d d"]) -> FullNormal:
+        """The family with this mean and Cholesky factor."""
+        diagonal = jnp.diagonal(factor)
+        unit = factor / diagonal[:, None] * jnp.sqrt(self.size)
+        free = [mean, free_log_scale(jnp.log(diagonal)), unit[jnp.tril_indices(self.size, -1)]]
+        return eqx.tree_at(lambda f: f.parameters.offset, self, jnp.concatenate(free))
 
 
 class LowRankNormal(AbstractSingle):

@@ -177,6 +177,10 @@ class Structure:
         axes = ((site.plate_axes, site.free_shape) for site in self.of(role))
         return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
 
+    def supports(self, role: Literal["local", "global"]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """For every site its name, its support and the shape of its unconstrained value."""
+        return tuple((site.name, site.support, site.free_shape) for site in self.of(role))
+
     def argument(self, name: str) -> Argument:
         """The argument called `name`."""
         return next(argument for argument in self.arguments if argument.name == name)
