@@ -109,6 +109,14 @@ class AbstractNatural(AbstractSingle):
         """The family after a step, from the slopes of log p - log q at the draws of `noise`."""
 
 
+def least_share(rate: Float[Array, ""]) -> Float[Array, ""]:
+    """Share of a natural parameter (a precision, shape, rate, concentration) that a step leaves at least.
+
+    Those of log p are not negative, so of a step to `(1 - rate) ξ + rate ξ*` only noise goes below.
+    """
+    return jnp.maximum(1.0 - rate, 1e-3)
+
+
 class Conditioner(eqx.Module):
     """`offset + network(context)`: the numbers that parametrise a family; without context, free numbers.
 

@@ -19,14 +19,14 @@ from jax.scipy.special import digamma, gammaln, polygamma
 from jaxtyping import Array, Float
 
 from .._types import Context
-from .base import AbstractNatural, Component
-from .gamma import LEAST, NOISES, implicit_slope, log_gamma
+from .base import AbstractNatural, Component, least_share
+from .gamma import LOWEST, NOISES, implicit_slope, log_gamma
 
 
 def to_free(log_x: Float[Array, "*rows shares"]) -> Float[Array, "*rows free"]:
-    """Unconstrained numbers of shares, or of anything proportional to them, from their logarithms."""
-    rest = jax.lax.cumlogsumexp(log_x, axis=log_x.ndim - 1, reverse=True)
-    return log_x[..., :-1] - rest[..., 1:] + _offset(log_x.shape[-1])
+    """Unconstrained numbers of shares from their logarithms."""
+    rest = jnp.cumsum(jnp.exp(log_x[..., ::-1]), axis=-1)[..., -2::-1]
+    return log_x[..., :-1] - jnp.log(rest) + _offset(log_x.shape[-1])
 
 
 def to_log_shares(free: Float[Array, "*rows free"]) -> Float[Array, "*rows shares"]:
@@ -35,6 +35,19 @@ def to_log_shares(free: Float[Array, "*rows free"]) -> Float[Array, "*rows share
     log_rest = jnp.cumsum(-jax.nn.softplus(log_odds), axis=-1)
     first = jnp.zeros_like(log_rest[..., :1])
     return jnp.concatenate([-jax.nn.softplus(-log_odds), first], -1) + jnp.concatenate([first, log_rest], -1)
+
+
+def _log_shares(log_g: Float[Array, "*rows shares"]) -> Float[Array, "*rows shares"]:
+    """Of gammas; no share is so small that float32 has zero for it."""
+    return jax.nn.log_softmax(jnp.maximum(jax.nn.log_softmax(log_g, axis=-1), LOWEST), axis=-1)
+
+
+def _by_log_g(slopes: Float[Array, "*rows free"], log_x: Float[Array, "*rows shares"]) -> Float[Array, "*rows shares"]:
+    """Slopes by the unconstrained numbers as slopes by log g: of u_k = log g_k - log Σ_{j>k} g_j + constant."""
+    x, nothing = jnp.exp(log_x), jnp.zeros_like(log_x[..., :1])
+    rest = jnp.cumsum(x[..., ::-1], axis=-1)[..., -2::-1]
+    pulled = jnp.cumsum(slopes / rest, axis=-1)
+    return jnp.concatenate([slopes, nothing], -1) - x * jnp.concatenate([nothing, pulled], -1)
 
 
 def _offset(shares: int) -> Array:
@@ -69,7 +82,7 @@ class Dirichlet(AbstractNatural):
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One draw with its implicit gradient, and its log density in nats."""
         log_g = log_gamma(jnp.exp(self.log_concentration), noise.reshape(*self.log_concentration.shape, NOISES))
-        log_x = jax.nn.log_softmax(log_g, axis=-1)
+        log_x = _log_shares(log_g)
         return jnp.ravel(to_free(log_x)), self._density(log_x)
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
@@ -111,10 +124,9 @@ class Dirichlet(AbstractNatural):
         noises = noise.reshape(-1, *alpha.shape, NOISES)
         alphas = jnp.broadcast_to(alpha, noises.shape[:-1])
         log_g = log_gamma(alphas, noises)
-        log_x = jax.nn.log_softmax(log_g, axis=-1)
-        rows = slopes.reshape(slopes.shape[0], alpha.shape[0], -1)
-        slope = jax.vjp(to_free, log_x)[1](rows)[0]
-        x, instrument = jnp.exp(log_x), implicit_slope(alphas, log_g)
+        log_x = _log_shares(log_g)
+        x, slope = jnp.exp(log_x), _by_log_g(slopes.reshape(slopes.shape[0], alpha.shape[0], -1), log_x)
+        instrument = implicit_slope(alphas, log_g)
         own, whole = polygamma(1, alpha), polygamma(1, total)
         mean_x, mean_drawn_x = alpha / total, jnp.mean(x, axis=0)
         drawn = jnp.mean(instrument, axis=0)
@@ -126,4 +138,4 @@ class Dirichlet(AbstractNatural):
         change = -sum_slope / sum_x
         mean_x = rest * mean_x + rate * mean_drawn_x
         delta = mean_slope + with_slope / mean_instrument + change * (mean_x + with_x / mean_instrument)
-        return Dirichlet(self.size, jnp.log(jnp.maximum(alpha + delta, LEAST * alpha)))
+        return Dirichlet(self.size, jnp.log(jnp.maximum(alpha + delta, least_share(rate) * alpha)))

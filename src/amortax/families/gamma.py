@@ -18,12 +18,12 @@ from jax.scipy.special import digamma, gammaln, log_ndtr, polygamma
 from jaxtyping import Array, Float
 
 from .._types import Context
-from .base import AbstractNatural, Component
+from .base import AbstractNatural, Component, least_share
 
 TRIES = 4  # proposals of a draw, of which each is refused with probability 0.05 at most
 NOISES = TRIES + 2  # standard normals of a draw: the proposals, what accepts, and the boost
 LARGE, FAR, TERMS = 20.0, 3.7, 81  # a shape and a distance beyond which, and before which so many terms, serve
-LEAST = 0.01  # share of a natural parameter that one step leaves
+LOWEST = -60.0  # logarithm of a draw: below, float32 and the model with it have zero
 START = 10.0  # shape at the start: an sd of a third of an e-fold
 
 
@@ -106,7 +106,8 @@ class Gamma(AbstractNatural):
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """One draw with its implicit gradient, and its log density in nats."""
-        value = log_gamma(jnp.exp(self.log_shape), noise.reshape(self.size, NOISES)) - self.log_rate
+        log_g = log_gamma(jnp.exp(self.log_shape), noise.reshape(self.size, NOISES))
+        value = jnp.maximum(log_g, LOWEST) - self.log_rate
         return value, self.log_prob(value, context)
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
@@ -134,7 +135,7 @@ class Gamma(AbstractNatural):
         shape, rest = jnp.exp(self.log_shape), 1.0 - rate
         noises = noise.reshape(-1, self.size, NOISES)
         shapes = jnp.broadcast_to(shape, noises.shape[:-1])
-        drawn = log_gamma(shapes, noises)
+        drawn = jnp.maximum(log_gamma(shapes, noises), LOWEST)
         x = jnp.expm1(drawn - self.log_shape)
         instrument = shape * implicit_slope(shapes, drawn) - 1.0
         excess = shape * polygamma(1, shape) - 1.0
@@ -144,5 +145,5 @@ class Gamma(AbstractNatural):
         with_slope = rate * jnp.mean(instrument * slopes, axis=0) - mean_instrument * mean_slope
         k = with_slope / with_x
         c = mean_slope - k * mean_x
-        new_shape = jnp.maximum(shape + c - k, LEAST * shape)
-        return Gamma(self.size, jnp.log(new_shape), self.log_rate + jnp.log(jnp.maximum(1.0 - k / shape, LEAST)))
+        of_shape, of_rate = (jnp.maximum(1.0 + change / shape, least_share(rate)) for change in (c - k, -k))
+        return Gamma(self.size, self.log_shape + jnp.log(of_shape), self.log_rate + jnp.log(of_rate))

@@ -27,11 +27,10 @@ from .base import (
     Conditioner,
     bounded_log_scale,
     free_log_scale,
+    least_share,
     standard_log_prob,
     triangular,
 )
-
-LEAST = 0.01  # share of a precision that one natural step leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,16 +151,26 @@ class DiagonalNormal(AbstractAffine, AbstractNatural):
     def natural_step(
         self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
     ) -> DiagonalNormal:
-        """Regresses slopes on ε: slope = c - e ε (see `AbstractNatural`)."""
+        """Regresses slopes on ε: slope = c - e ε (see `AbstractNatural`), as far as `_longest` allows."""
         mean, log_scale = self._split(())
-        slopes = slopes * jnp.exp(log_scale)
+        slopes, longest = slopes * jnp.exp(log_scale), _longest(rate)
         mean_noise, mean_slope = rate * jnp.mean(noise, axis=0), rate * jnp.mean(slopes, axis=0)
         variance = (1.0 - rate) + rate * jnp.mean(noise**2, axis=0) - mean_noise**2
         e = -(rate * jnp.mean(slopes * noise, axis=0) - mean_slope * mean_noise) / variance
-        precision = jnp.maximum(1.0 + e, LEAST)
-        mean = mean + jnp.exp(log_scale) * (mean_slope + e * mean_noise) / precision
-        free = jnp.concatenate([mean, free_log_scale(log_scale - 0.5 * jnp.log(precision))])
-        return eqx.tree_at(lambda f: f.parameters.offset, self, free)
+        precision = jnp.maximum(1.0 + e, least_share(rate))
+        step = jnp.clip((mean_slope + e * mean_noise) / precision, 1.0 - longest, longest - 1.0)
+        precision = jnp.minimum(precision, longest)
+        free = [mean + jnp.exp(log_scale) * step, free_log_scale(log_scale - 0.5 * jnp.log(precision))]
+        return eqx.tree_at(lambda f: f.parameters.offset, self, jnp.concatenate(free))
+
+
+def _longest(rate: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor by which one step may raise a precision, and, less one, the sds by which it may move a mean.
+
+    Two for short steps, without bound for one of rate 1: far from the optimum slopes are large, and few draws say
+    little of their covariance with the draws.
+    """
+    return 1.0 + 1.0 / jnp.maximum(1.0 - rate, 1e-9)
 
 
 class FullNormal(AbstractAffine, AbstractNatural):
@@ -206,26 +215,25 @@ class FullNormal(AbstractAffine, AbstractNatural):
     def natural_step(
         self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
     ) -> FullNormal:
-        """Regresses slopes on ε: Lᵀ slope = c - E ε with symmetric E (see `AbstractNatural`).
+        """Regresses slopes on ε: Lᵀ slope = c - E ε, E symmetric (see `AbstractNatural`), as far as `_longest` allows.
 
-        The precision L⁻ᵀ (I + E) L⁻¹ must be positive: a step that noise makes too long is halved until it is.
+        The precision becomes L⁻ᵀ (I + E) L⁻¹, and the mean moves by L (I + E)⁻¹ c.
         """
         mean, factor, _ = self._split(())
-        slopes, eye = slopes @ factor, jnp.eye(self.size)
+        slopes, eye, longest = slopes @ factor, jnp.eye(self.size), _longest(rate)
         mean_noise, mean_slope = rate * jnp.mean(noise, axis=0), rate * jnp.mean(slopes, axis=0)
         square, product = noise.T @ noise / noise.shape[0], noise.T @ slopes / noise.shape[0]
         covariance = (1.0 - rate) * eye + rate * square - jnp.outer(mean_noise, mean_noise)
         root = solve_lower(cholesky(covariance), eye)
         e = -root.T @ (root @ (rate * product - jnp.outer(mean_noise, mean_slope)))
-        e = 0.5 * (e + e.T)
-        c = mean_slope + e @ mean_noise
-
-        def positive(share: Array) -> Array:
-            return jnp.all(jnp.isfinite(cholesky((1.0 - LEAST) * eye + share * e)))
-
-        halved = jax.lax.while_loop(lambda t: ~positive(t) & (t > 1e-30), lambda t: 0.5 * t, jnp.ones(()))
-        root = solve_lower(cholesky(eye + halved * e), eye)
-        return self._at(mean + halved * (factor @ (root.T @ (root @ c))), cholesky(factor @ root.T @ root @ factor.T))
+        values, axes = jnp.linalg.eigh(0.5 * (e + e.T))
+        precision = jnp.maximum(1.0 + values, least_share(rate))
+        step = axes @ ((axes.T @ (mean_slope + e @ mean_noise)) / precision)
+        farthest = (longest - 1.0) * jnp.sqrt(self.size)
+        step = step * jnp.minimum(1.0, farthest / jnp.maximum(jnp.linalg.norm(step), 1e-30))
+        turned = (factor @ axes) * jax.lax.rsqrt(jnp.minimum(precision, longest))
+        upper = jnp.linalg.qr(turned.T, mode="r")
+        return self._at(mean + factor @ step, upper.T * jnp.sign(jnp.diagonal(upper)))
 
     def _at(self, mean: Float[Array, " d"], factor: Float[Array, "d d"]) -> FullNormal:
         """The family with this mean and Cholesky factor."""
