@@ -191,7 +191,7 @@ def choose(
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
-        left_open = {"layout": structure.layout("global")}
+        left_open = {"layout": structure.layout("global"), "sites": structure.supports("global")}
         chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now

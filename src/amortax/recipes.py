@@ -16,6 +16,7 @@ from .families.autoregressive import iaf, maf
 from .families.blocks import blocks
 from .families.coupling import coupling
 from .families.discrete import categorical, factorised
+from .families.exponential import exponential_family
 from .families.heavy import student_t
 from .families.markov import markov
 from .families.mixture import mixture
@@ -31,7 +32,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     for r in (
         *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
         *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov),
-        *(categorical, factorised),
+        *(exponential_family, categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
     )
 }

@@ -214,6 +214,10 @@ class Structure:
         sites = tuple(site.at(sizes) if site.role == "local" else site for site in self.sites)
         return dataclasses.replace(self, sites=sites)
 
+    def supports(self, role: Literal["local", "global"]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """For every site its name, its support and the shape of its unconstrained value."""
+        return tuple((site.name, site.support, site.free_shape) for site in self.of(role))
+
     def argument(self, name: str) -> Argument:
         """The argument called `name`."""
         return next(argument for argument in self.arguments if argument.name == name)
