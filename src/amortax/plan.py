@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
+from .data.arrays import units
 from .describe import describe
 from .encoders.base import Feature, Inputs
 from .encoders.dense import dense
@@ -38,6 +39,7 @@ from .joint.read import read
 from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
+from .joint.whole import DATASET, whole
 from .own import first_row, own_family
 from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
@@ -218,7 +220,7 @@ def amortize(
     model: Callable,
     data: Any,
     *,
-    plate: str,
+    plate: str | None,
     encoder: Recipe | None = None,
     family: Recipe | None = None,
     shared_family: Recipe | None = None,
@@ -234,7 +236,8 @@ def amortize(
       `functools.partial`.
     - `data`: a dict of arrays (unit axis first) or of lists of arrays (ragged), a `Units`, or what `units` takes.
     - `plate`: the plate whose elements are the units. Where it has no latents, nothing is amortized: q is of the
-      globals alone, and a single unit will do.
+      globals alone, and a single unit will do. None: a unit is a whole data set, one call of the model on arrays
+      without their first axis; every latent is one of the data set, and a single one will do (`units([data])`).
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
@@ -248,13 +251,16 @@ def amortize(
     **Raises** `ModelError` for what can't be amortized, `DataError` for impossible data, `GuideError` for a recipe
     that doesn't fit; each names the site or argument and what to do.
     """
+    if plate is None:
+        plate = DATASET
+        model = whole(model, to_batch(units(data, name=plate)))
     found = as_units(data, model, plate)
     given = batch = _with_gaps(to_batch(found), missing)
     if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
         batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     check_missing(structure, missing)
-    if len(found) < 2 and structure.size("local"):
+    if len(found) < 2 and structure.size("local") and not structure.whole:
         raise DataError(
             f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
             "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
