@@ -140,8 +140,8 @@ MUTATIONS = (
     Mutation(
         "one key for globals and locals",
         "objectives/estimators.py",
-        "shared_key, local_key = jax.random.split(key)\n\n    def particle",
-        "shared_key = local_key = key\n\n    def particle",
+        "shared_key, local_key = jax.random.split(key)\n\n    def place",
+        "shared_key = local_key = key\n\n    def place",
         NOISE,
     ),
     Mutation(

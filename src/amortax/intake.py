@@ -20,10 +20,13 @@ from .joint.joint import Joint
 from .joint.observe import observe
 from .joint.structure import Argument, Structure
 from .joint.values import check_values
+from .joint.whole import Whole
 
 
 def as_units(data: Any, model: Callable, plate: str, axes: Mapping[str, int] | None = None) -> Units:
     """`Units` from whatever the user gave; the unit axis of plain arrays is read from the plates, or is `axes`'."""
+    if isinstance(model, Whole):  # whose arrays of one data set have no axis of units
+        return dataclasses.replace(units(data, axes=axes, name=plate), axes={})
     if isinstance(data, Units):
         return data
     if isinstance(data, Mapping) and axes is None and all(hasattr(x, "shape") for x in data.values()):

@@ -7,7 +7,6 @@ parameters don't depend on how many elements there are, and a unit may have any 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +18,7 @@ from jaxtyping import Array
 from ._errors import GuideError
 from ._recipe import Recipe
 from ._types import Batch
-from .encoders.base import Feature, Inputs
+from .encoders.base import Inputs
 from .encoders.nested import NestedEncoder
 from .encoders.sets import attention_set, deep_set
 from .families.nested import Nested, nested
@@ -78,33 +77,6 @@ def loosened(structure: Structure) -> Structure:
 
     arguments = tuple(dataclasses.replace(a, shape=shape(a)) for a in structure.arguments)
     return dataclasses.replace(structure, arguments=arguments)
-
-
-def feature_of(argument: Argument, sets: Sequence[str], *, by_elements: bool) -> Feature:
-    """An argument as the encoder sees it; `sets` names the plates whose elements are a set."""
-    along = [(name, axis) for axis, name in enumerate(argument.dims) if name is not None and name in sets]
-    if not by_elements:
-        one = argument.plate
-        along = [(one, argument.plate_axis)] if one is not None and one in sets else []
-    return Feature(
-        argument.name,
-        argument.shape,
-        *(along[0] if along else (None, 0)),
-        argument.masked,
-        argument.role == "observed",
-        argument.categories,
-        argument.first_category,
-        argument.positive,
-        tuple(along[1:]),
-    )
-
-
-def levels_seen(structure: Structure, features: Sequence[Feature]) -> dict[str, Any]:
-    """What `Inputs` says of the plates: their order, and those of every level of numbers."""
-    levels = [level.plates for level in tree_of(structure).levels]
-    used = {name for feature in features for name in feature.sets}.union(*levels)
-    order = tuple(p.name for p in sorted(structure.plates, key=lambda p: p.dim) if p.name in used)
-    return {"nested": order, "levels": tuple(tuple(p for p in order if p in names) for names in levels)}
 
 
 def build_nested(

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
+from .data.arrays import units
 from .describe import describe
 from .encoders.base import Inputs
 from .encoders.dense import dense
@@ -30,6 +31,7 @@ from .families.nested import nested
 from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
+from .inputs import inputs_of
 from .intake import as_units, to_batch
 from .joint.assignments import element_counts
 from .joint.joint import Joint
@@ -40,15 +42,8 @@ from .joint.refuse import refuse_tied
 from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
-from .nesting import (
-    build_nested,
-    by_elements,
-    elements_are_independent,
-    feature_of,
-    levels_seen,
-    loosened,
-    refuse_others,
-)
+from .joint.whole import DATASET, whole
+from .nesting import build_nested, by_elements, elements_are_independent, loosened, refuse_others
 from .own import first_row, own_family
 from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
@@ -140,21 +135,6 @@ def _neutral(*shape: int) -> Fixed:
     return Fixed({"center": jnp.zeros(shape), "scale": jnp.ones(shape)})
 
 
-def inputs_of(structure: Structure, by_elements: bool = False) -> Inputs:
-    """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays.
-
-    Elements with numbers of their own are a set where q goes `by_elements`, and have places of their own elsewhere.
-    Labels of which the guide has a q it does not see, or q would only repeat them.
-    """
-    hidden = {argument for argument, site in structure.labels.items() if site in structure.learned}
-    own = {name for site in structure.of("local") for name in site.plates}
-    sets = [p for p in structure.plates if p.ragged or (by_elements if p.name in own else p.exchangeable)]
-    ordered = tuple(p.name for p in sets if not p.exchangeable)
-    names = [p.name for p in sets]
-    features = tuple(feature_of(a, names, by_elements=by_elements) for a in structure.arguments if a.name not in hidden)
-    return Inputs(features, ordered, **levels_seen(structure, features) if by_elements else {})
-
-
 def choose(
     model: Callable,
     structure: Structure,
@@ -236,7 +216,7 @@ def amortize(
     model: Callable,
     data: Any,
     *,
-    plate: str,
+    plate: str | None,
     encoder: Recipe | None = None,
     family: Recipe | None = None,
     shared_family: Recipe | None = None,
@@ -252,7 +232,8 @@ def amortize(
       `functools.partial`.
     - `data`: a dict of arrays (unit axis first) or of lists of arrays (ragged), a `Units`, or what `units` takes.
     - `plate`: the plate whose elements are the units. Where it has no latents, nothing is amortized: q is of the
-      globals alone, and a single unit will do.
+      globals alone, and a single unit will do. None: a unit is a whole data set, one call of the model on arrays
+      without their first axis; every latent is one of the data set, and a single one will do (`units([data])`).
     - `encoder`, `family`, `shared_family`, `head`: recipes for the context of a unit, for q of its locals, for q of
       the globals, and for how locals follow the globals. None: chosen from the model.
     - `classifier`: recipe for q of the unit's own discrete sites, where it has numeric locals too, which then follow
@@ -266,31 +247,38 @@ def amortize(
     **Raises** `ModelError` for what can't be amortized, `DataError` for impossible data, `GuideError` for a recipe
     that doesn't fit; each names the site or argument and what to do.
     """
+    if plate is None:
+        plate = DATASET
+        model = whole(model, to_batch(units(data, name=plate)))
     found = as_units(data, model, plate)
     given = batch = _with_gaps(to_batch(found), missing)
     if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
         batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     check_missing(structure, missing)
-    if len(found) < 2 and structure.size("local"):
-        raise DataError(
-            f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
-            "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )
+    _refuse_one(structure, len(found))
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
-    recipes = {
-        "encoder": encoder,
-        "head": head,
-        "family": family,
-        "shared_family": shared_family,
-        "classifier": classifier,
-    }
-    plan = choose(model, structure, **recipes)
-    if isinstance(plan.family, nested) and not elements_are_independent(Joint(model, structure, params), batch):
-        structure = dataclasses.replace(structure, tied="log p of one changes with the numbers of another")
-        refuse_tied(structure)
-        plan = choose(model, structure, **recipes)
+    recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
+    plan = _planned(Joint(model, structure, params), batch, recipes | {"classifier": classifier})
     return plan.for_units(len(found))
+
+
+def _refuse_one(structure: Structure, count: int) -> None:
+    if count < 2 and structure.size("local") and not structure.whole:
+        raise DataError(
+            f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
+            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )
+
+
+def _planned(joint: Joint, batch: Batch, recipes: dict[str, Recipe | None]) -> Plan:
+    """What was chosen; not element by element where elements turn out to hear of each other."""
+    plan = choose(joint.model, joint.structure, **recipes)
+    if not isinstance(plan.family, nested) or elements_are_independent(joint, batch):
+        return plan
+    structure = dataclasses.replace(joint.structure, tied="log p of one changes with the numbers of another")
+    refuse_tied(structure)
+    return choose(joint.model, structure, **recipes)

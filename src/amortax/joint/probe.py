@@ -45,7 +45,7 @@ def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, ke
         refuse_tied_elements(plate, structure, free, lambda values: density(units, values), _close)
     for other in _refilled(units):
         _compare_hidden(together, density(other, free), structure)
-    axes = {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
+    axes = _latent_axes(structure)
     for index in range(num_units):
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
         own = {n: np.take(x, [index], axis=axes[n]) if n in axes else x for n, x in free.items()}
@@ -150,7 +150,31 @@ def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Ar
         with reading(model):
             return jax.tree.map(np.asarray, program(units, free))
 
-    return call
+    return _one_by_one(call, structure) if structure.whole else call
+
+
+def _one_by_one(call: Density, structure: Structure) -> Density:
+    """Data sets never meet in one run of the model: theirs are put together."""
+    axes = _latent_axes(structure)
+
+    def together(units: Batch, free: dict[str, np.ndarray]) -> Facts:
+        size = len(next(iter(units.arrays.values())))
+        facts = []
+        for i in range(size):
+            own = {n: np.take(x, [i], axes[n]) for n, x in free.items()}
+            facts.append(call(jax.tree.map(lambda x, i=i: x[i : i + 1], units), own))
+        found = {}
+        for site in structure.of(*DENSE, "deterministic"):
+            values = [each[site.name] for each in facts]
+            axis = values[0].ndim - (site.event_dim if site.role == "deterministic" else 0) + site.unit_dim
+            found[site.name] = np.concatenate(values, axis=axis)
+        return found
+
+    return together
+
+
+def _latent_axes(structure: Structure) -> dict[str, int]:
+    return {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
 
 
 def _compare(together: Facts, alone: Facts, index: int, structure: Structure) -> None:

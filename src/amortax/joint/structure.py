@@ -150,7 +150,7 @@ class Structure:
     """The model as read and probed: everything that later parts need to know about it."""
 
     model: str
-    plate: str
+    plate: str  # that of the units, or what whole data sets are called
     sites: tuple[Site, ...]
     arguments: tuple[Argument, ...]
     plates: tuple[InnerPlate, ...]
@@ -158,6 +158,7 @@ class Structure:
     cannot_simulate: str = ""  # the reason, or empty
     tied: str = ""  # why numbers in inner plates are not independent given those above them, or empty
     classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
+    whole: bool = False  # a unit is one call of the model (plate=None)
     sampled: bool = False  # that q draws their values and does not list them, so that they may be any number
 
     def of(self, *roles: Role) -> tuple[Site, ...]:
