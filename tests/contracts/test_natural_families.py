@@ -108,7 +108,7 @@ def test_a_step_never_leaves_the_family():
 
     @jax.jit
     def all_steps(rate):
-        shares = Dirichlet.near_uniform(1, 3, key=jax.random.key(8)).natural_step(noise, slopes[:, :2], rate)
+        shares = Dirichlet.start(1, 3, key=jax.random.key(8)).natural_step(noise, slopes[:, :2], rate)
         each = [normal.natural_step(noise[:, :3], slopes, rate).parameters.offset for normal in normals]
         shapes = Gamma.near_one(3).natural_step(noise, slopes, rate)
         return each, shares.log_concentration, shapes.log_shape, shapes.log_rate

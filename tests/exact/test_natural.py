@@ -107,7 +107,7 @@ def skewed(count):
 def test_short_steps_find_the_best_gamma_of_a_posterior_that_is_none():
     counts = np.array([0, 0, 1])
     posterior = natural_fit(
-        skewed, {"count": counts}, am.natural(0.02), objective=am.ELBO(num_particles=32), num_steps=1500
+        skewed, {"count": counts}, am.natural(0.02), objective=am.ELBO(num_particles=16), num_steps=1000
     )
     family, center = posterior.guide.shared.family.blocks[0], posterior.guide.shared.whitening.value["center"][0]
     found = np.array([float(family.log_shape[0]), float(family.log_rate[0] - center)], np.float64)

@@ -63,10 +63,13 @@ class Dirichlet(AbstractNatural):
     draws_needed: ClassVar[int] = 2
 
     @staticmethod
-    def near_uniform(rows: int, shares: int, *, key: Array) -> Dirichlet:
-        """Concentrations of about one, by chance a tenth off: rows that start equal would stay equal."""
-        log_concentration = 0.1 * jax.random.normal(key, (rows, shares))
-        return Dirichlet(rows * (shares - 1), log_concentration)
+    def start(rows: int, shares: int, *, key: Array | None = None) -> Dirichlet:
+        """Uniform; with a key, concentrations of about ten, by chance some factors apart.
+
+        Rows that start equal stay equal for long: the noise of their draws hides small differences.
+        """
+        apart = jnp.zeros((rows, shares)) if key is None else jnp.log(10.0) + jax.random.normal(key, (rows, shares))
+        return Dirichlet(rows * (shares - 1), apart)
 
     @property
     def noise_size(self) -> int:

@@ -70,9 +70,9 @@ def _block(name: str, support: str, shape: tuple[int, ...], key: Array) -> Abstr
     if word in ("Positive", "GreaterThan", "GreaterThanEq", "Nonnegative"):
         return Gamma.near_one(size)
     if word in ("UnitInterval", "Interval", "OpenInterval"):
-        return Dirichlet.near_uniform(size, 2, key=key)
+        return Dirichlet.start(size, 2)
     if word == "Simplex":
-        return Dirichlet.near_uniform(math.prod(shape[:-1]), shape[-1] + 1, key=key)
+        return Dirichlet.start(math.prod(shape[:-1]), shape[-1] + 1, key=key)
     raise GuideError(
         f"am.exponential_family(): site '{name}' has support {support}, which is neither real, positive, an interval "
         "nor a simplex; use shared_family=am.full() or a flow for this model"

@@ -39,7 +39,7 @@ def collapsed(num_topics: int, *, doc_topic_prior: float = 0.1, topic_word_prior
 
     def lda(counts: Array) -> None:
         prior = dist.Dirichlet(jnp.full(counts.shape[1], topic_word_prior))
-        topics = numpyro.sample("topics", prior.expand([num_topics]))
+        topics = jnp.asarray(numpyro.sample("topics", prior.expand([num_topics])))
         with numpyro.plate("document", counts.shape[0]):
             numpyro.factor("words", jax.vmap(document_bound, (0, None, None))(counts, topics, doc_topic_prior))
 
@@ -77,9 +77,9 @@ def amortized(
     start = 0.1 * np.random.default_rng(0).standard_normal((num_topics, num_words)).astype(np.float32)
 
     def lda(length: Array, counts: Array | None = None) -> None:
-        weights = numpyro.param("weights", jnp.asarray(start))
+        weights = jnp.asarray(numpyro.param("weights", jnp.asarray(start)))
         with numpyro.plate("document", length.shape[0]):
-            shares = numpyro.sample("shares", dist.Dirichlet(jnp.full(num_topics, doc_topic_prior)))
+            shares = jnp.asarray(numpyro.sample("shares", dist.Dirichlet(jnp.full(num_topics, doc_topic_prior))))
             words = jax.nn.softmax(shares @ weights) if experts else shares @ jax.nn.softmax(weights)
             numpyro.sample("counts", dist.Multinomial(length, probs=words, total_count_max=longest), obs=counts)
 
