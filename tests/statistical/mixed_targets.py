@@ -99,7 +99,7 @@ def named(v, p, q):
 def seeds(shared):
     """Germination of 21 plates of seeds: a plate is a group with one row of many trials.
 
-    The reference has coefficients Normal(0, 1000); with 10, which training finds, moments are the same to 0.01 sd.
+    The reference has coefficients Normal(0, 1000); with 10, which training finds, exact moments look alike.
     """
     data = json.loads((shared / "data/bugs/seeds/data.json").read_text())
     y, trials, x1, x2 = (np.array(data[name], np.float64) for name in ("r", "n", "x1", "x2"))
