@@ -138,8 +138,8 @@ MUTATIONS = (
     Mutation(
         "one key for globals and locals",
         "objectives/estimators.py",
-        "shared_key, local_key = jax.random.split(key)\n\n    def particle",
-        "shared_key = local_key = key\n\n    def particle",
+        "shared_key, local_key = jax.random.split(key)\n\n    def place",
+        "shared_key = local_key = key\n\n    def place",
         NOISE,
     ),
     Mutation(
@@ -344,7 +344,7 @@ MUTATIONS = (
         "num_units * slopes * scale",
         "num_units * slopes",
         "exact/test_natural.py",
-        "regression",
+        "one_step_is_the_exact_normal",
     ),
     Mutation(
         "Fisher matrix of a Dirichlet without its total",
@@ -352,6 +352,6 @@ MUTATIONS = (
         "rest * (whole - mean_x * own)",
         "rest * (0.0 * whole - mean_x * own)",
         "contracts/test_natural_families.py",
-        "short and shares",
+        "short_step",
     ),
 )
