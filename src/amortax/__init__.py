@@ -36,6 +36,8 @@ _HOME = {
     "full": "families.normal",
     "low_rank": "families.normal",
     "blocks": "families.blocks",
+    "nested": "families.nested",
+    "markov": "families.markov",
     "exponential_family": "families.exponential",
     "student_t": "families.heavy",
     "mixture": "families.mixture",

@@ -48,8 +48,9 @@ def describe(plan: Any) -> str:
     sees = ", ".join(
         feature.name + (f" (set along {feature.plate})" if feature.plate else "") for feature in plan.inputs.features
     )
+    over = "whole data sets" if structure.whole else f"plate '{structure.plate}'"
     console.print(
-        f"model {structure.model}, amortized over plate '{structure.plate}'; observes {names['observed']}",
+        f"model {structure.model}, amortized over {over}; observes {names['observed']}",
         highlight=False,
     )
     console.print(table)

@@ -26,6 +26,7 @@ from .intake import conform
 from .interop import to_dataset, values_of
 from .joint.joint import Joint
 from .joint.reread import matching_params
+from .joint.whole import program_of
 from .own import with_rows
 from .plan import Plan
 from .train.record import Record
@@ -208,8 +209,9 @@ def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     """
     plan, record, schema, arrays = read_posterior(path, model)
     params = matching_params(model, plan.structure, os.fspath(path))
+    plan = dataclasses.replace(plan, model=program_of(model, plan.structure))
     try:
-        joint, guide = Joint(model, plan.structure, params), plan.skeleton()
+        joint, guide = Joint(plan.model, plan.structure, params), plan.skeleton()
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtifactError(f"{path}: the recipes it names can't be built: {reason}") from error

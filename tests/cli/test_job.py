@@ -31,6 +31,10 @@ def test_paths_are_relative_to_the_job_file(tmp_path):
     assert (job.columns, job.unit_columns, job.categories) == (("x", "y"), ("size",), {})
 
 
+def test_without_a_plate_units_are_whole_data_sets(tmp_path):
+    assert read_job(written(tmp_path, JOB.replace('plate = "school"', ""))).plate is None
+
+
 def test_every_key_is_read(tmp_path):
     text = JOB.replace('unit_columns = ["size"]', 'missing = ["y"]\ncategories = { x = ["a", "b"], y = "found" }')
     text = text.replace(
@@ -69,7 +73,6 @@ WRONG = {
     "negative seed": ("seed = 1", "seed = -1", "'fit.seed': expected a whole number from 0, got -1"),
     "one column": ('columns = ["x", "y"]', 'columns = "x"', "'data.columns': expected a list of column names, got 'x'"),
     "a value for a table": ("[data]", "data = 3\n[output]", "'data': expected a table, got 3"),
-    "no plate": ('plate = "school"', "", "the key 'plate' (a text) is missing"),
     "no data": (JOB[JOB.index("[data]") :], "", "the table [data] is missing"),
     "no path": ('path = "pupils.csv"', "", "the key 'data.path' (a text) is missing"),
     "categories": ("[guide]", "categories = { x = 3 }\n[guide]", "'data.categories': expected a table of column"),

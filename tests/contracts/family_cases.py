@@ -17,11 +17,13 @@ LAYOUTS = {  # of `blocks`: one number on top and, where there is room, pairs in
     2: (((), (), ()), (("item",), (1,), (0,))),
     5: ((("item",), (2,), (0,)), ((), (), ()), (("item",), (1, 2), (1,))),
 }
+SERIES = {1: (((), (1,), ()),), 2: (((), (1, 2), ()),), 4: (((), (2,), ()), (("time",), (1, 2), (1,)))}
 NORMALS = {
     "diagonal": lambda size: am.diagonal(**SMALL),
     "full": lambda size: am.full(**SMALL),
     "low_rank": lambda size: am.low_rank(min(2, size), **SMALL),
     "blocks": lambda size: am.blocks(2, layout=LAYOUTS[size], **SMALL),
+    "markov": lambda size: am.markov(layout=SERIES.get(size, (((), (size,), ()),)), **SMALL),
 }
 FLOWS = {
     "coupling": lambda size: am.coupling(3, **SMALL),

@@ -1,7 +1,7 @@
 """What does a job file say? TOML with the tables [data], [guide], [fit], [output], every key checked before any work.
 
 model = "radon_model.py:model"      # FILE.py:FUNCTION; files are relative to the job file
-plate = "county"                    # the plate whose elements are the units
+plate = "county"                    # the plate whose elements are the units; left out: units are whole data sets
 [data]
 path = "radon.csv"                  # CSV or Parquet, one row per observation
 unit = "county"                     # the column that names a row's unit
@@ -50,7 +50,7 @@ class Job:
 
     file: Path
     model: str
-    plate: str
+    plate: str | None
     table: Path
     unit: str
     columns: tuple[str, ...]
@@ -98,7 +98,7 @@ _TABLE = _Kind("a table", lambda value: isinstance(value, dict))
 _KEYS: dict[str, dict[str, _Kind]] = {
     "": {
         "model": _TEXT,
-        "plate": _TEXT,
+        "plate": dataclasses.replace(_TEXT, required=False),
         "data": dataclasses.replace(_TABLE, required=True),
         "guide": _TABLE,
         "fit": _TABLE,
@@ -139,7 +139,7 @@ def read_job(path: Path) -> Job:
     return Job(
         file=path,
         model=spec["model"],
-        plate=spec["plate"],
+        plate=spec.get("plate"),
         table=folder / data["path"],
         unit=data["unit"],
         columns=tuple(data.get("columns", ())),

@@ -45,14 +45,14 @@ def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, ke
         refuse_tied_elements(plate, structure, free, lambda values: density(units, values), _close)
     for other in _refilled(units):
         _compare_hidden(together, density(other, free), structure)
-    axes = {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
+    axes = _latent_axes(structure)
     for index in range(num_units):
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
         own = {n: np.take(x, [index], axis=axes[n]) if n in axes else x for n, x in free.items()}
         alone = density(one, own)
         _compare(together, alone, index, structure)
         if data.lengths:
-            _compare_hidden(alone, density(_padded(one), own), structure)
+            _compare_hidden(alone, density(_padded(one), _stretched(own, structure)), structure)
     plates = tuple(
         dataclasses.replace(p, exchangeable=_exchangeable(p, structure, units, free, density, together))
         for p in structure.plates
@@ -150,7 +150,31 @@ def _compiled(model: Callable, structure: Structure, params: PyTree, key: jax.Ar
         with reading(model):
             return jax.tree.map(np.asarray, program(units, free))
 
-    return call
+    return _one_by_one(call, structure) if structure.whole else call
+
+
+def _one_by_one(call: Density, structure: Structure) -> Density:
+    """Data sets never meet in one run of the model: theirs are put together."""
+    axes = _latent_axes(structure)
+
+    def together(units: Batch, free: dict[str, np.ndarray]) -> Facts:
+        size = len(next(iter(units.arrays.values())))
+        facts = []
+        for i in range(size):
+            own = {n: np.take(x, [i], axes[n]) for n, x in free.items()}
+            facts.append(call(jax.tree.map(lambda x, i=i: x[i : i + 1], units), own))
+        found = {}
+        for site in structure.of(*DENSE, "deterministic"):
+            values = [each[site.name] for each in facts]
+            axis = values[0].ndim - (site.event_dim if site.role == "deterministic" else 0) + site.unit_dim
+            found[site.name] = np.concatenate(values, axis=axis)
+        return found
+
+    return together
+
+
+def _latent_axes(structure: Structure) -> dict[str, int]:
+    return {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
 
 
 def _compare(together: Facts, alone: Facts, index: int, structure: Structure) -> None:
@@ -226,6 +250,16 @@ def _padded(one: Batch) -> Batch:
     return Batch(longer(one.arrays, False), longer(one.masks, True), one.lengths)
 
 
+def _stretched(free: dict[str, np.ndarray], structure: Structure) -> dict[str, np.ndarray]:
+    """Latents of ragged plates with numbers for two more elements."""
+    ragged, found = {p.name for p in structure.plates if p.ragged}, dict(free)
+    for site in structure.of("local"):
+        for axis in (axis for name, axis in site.plate_axes.items() if name in ragged):
+            tail = np.take(found[site.name], [0, 0], axis=axis)
+            found[site.name] = np.concatenate([found[site.name], tail], axis=axis)
+    return found
+
+
 def _exchangeable(
     plate: InnerPlate,
     structure: Structure,
@@ -234,10 +268,10 @@ def _exchangeable(
     density: Density,
     together: Facts,
 ) -> bool:
-    """Reverses and shuffles the elements along the plate in every argument that lies along it."""
-    arguments = {a.name: a.plate_axis + 1 for a in structure.arguments if a.plate == plate.name}
-    inside = [s for s in structure.of("local", "global") if plate.name in s.dims]
-    if inside or not arguments:
+    """Reverses and shuffles the elements along the plate in every argument and local that lies along it."""
+    arguments = {a.name: a.dims.index(plate.name) + 1 for a in structure.arguments if plate.name in a.dims}
+    places = {s.name: (s.unit_axis, s.plate_axes[plate.name]) for s in structure.of("local") if plate.name in s.plates}
+    if not arguments or any(plate.name in s.plates for s in structure.of("global")):
         return False
     shuffled = np.random.default_rng(0)
 
@@ -246,10 +280,12 @@ def _exchangeable(
             return {n: _permute(x, arguments[n], orders) if n in arguments else x for n, x in values.items()}
 
         size = units.arrays[next(iter(arguments))].shape[arguments[next(iter(arguments))]]
-        lengths = next((units.lengths[n] for n in arguments if n in units.lengths), None)
+        lengths = next((units.lengths[n] for n in arguments if n in units.lengths), None) if plate.ragged else None
         own = [size] * len(next(iter(units.arrays.values()))) if lengths is None else np.asarray(lengths).tolist()
         orders = np.stack([np.concatenate([order(n), np.arange(n, size)]) for n in own]).astype(int)
-        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), free)
+        moved = {n: _permute(jnp.moveaxis(free[n], at, (0, 1)), 1, orders) for n, at in places.items()}
+        local = {n: np.asarray(jnp.moveaxis(x, (0, 1), places[n])) for n, x in moved.items()}
+        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), free | local)
         pairs = ((together[s.name], other[s.name]) for s in structure.of(*DENSE))
         return all(_close(np.sum(x), np.sum(y), float(np.sum(np.abs(x)))) for x, y in pairs)
 

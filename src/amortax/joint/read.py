@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._errors import ModelError
 from .._types import Batch
@@ -26,9 +26,12 @@ from .refuse import (
     refuse_ragged_events,
     refuse_sites,
     refuse_sizes,
+    refuse_tied,
     refuse_unobserved,
 )
 from .structure import Argument, InnerPlate, Role, Site, Structure
+from .tree import tied
+from .whole import Whole
 
 Frames = Mapping[int, tuple[str, int]]  # dim -> (plate, size)
 
@@ -44,12 +47,12 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, miss
     whole = observe(model, shapes(data, axes, num_units := len(data.arrays[names[0]])))
     refuse_plates(model, whole, plate, num_units)
     specs = shapes(data, axes, 1)
-    one = _with_axes(observe(model, specs), whole)
+    one = _with_axes(observe(model, specs), {} if isinstance(model, Whole) else whole)
     refuse_plates(model, one, plate, 1)
     refuse_sites(model, one, plate)
     inner = _inner_plates(model, data, axes, one, plate)
     refuse_forgotten(model, specs, one)
-    refuse_latents(one, {p.name for p in inner if p.ragged}, plate)
+    refuse_latents(one, plate)
     refuse_sizes(one, whole, plate)
     choices = choices_of(model, specs, [s.name for s in one.values() if s.discrete and not s.observed])
     refuse_unlisted(one, choices, plate)
@@ -63,21 +66,24 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, miss
     choices |= {site: values[site] for n, site in sites.items() if labels[n].summed}
     arguments = tuple(argument_of(n, data, axes, one, links, inner, plate, label=labels.get(n, Label())) for n in names)
     refuse_ragged_events(arguments, plate)
-    frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
     structure = Structure(
         model=name_of(model),
         plate=plate,
-        sites=tuple(
-            _site(s, plate, unit_axes, frames, Known(s.name in links.checkable, choices.get(s.name) or ()))
-            for s in one.values()
-            if s.kind in {"sample", "deterministic"}
-        ),
+        sites=_sites(one, plate, unit_axes, links, choices),
         arguments=arguments,
         plates=inner,
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
         cannot_simulate=_cannot_simulate(one, links, arguments),
+        whole=isinstance(model, Whole),
     )
+    return _element_by_element(structure, links)
+
+
+def _element_by_element(structure: Structure, links: Dependencies) -> Structure:
+    """Whether elements of inner plates may be summed, and inferred, one by one."""
     refuse_sums(structure, links.follows)
+    structure = dataclasses.replace(structure, tied=tied(structure, links.follows))
+    refuse_tied(structure)
     return structure
 
 
@@ -134,6 +140,17 @@ class Known(NamedTuple):
 
     checkable: bool
     choices: tuple[int | float, ...]
+
+
+def _sites(
+    one: dict[str, Seen], plate: str, unit_axes: Mapping[str, int], links: Dependencies, choices: Mapping[str, Any]
+) -> tuple[Site, ...]:
+    frames = {dim: (name, size) for s in one.values() if _is_in(s, plate) for name, dim, size in s.plates}
+    return tuple(
+        _site(s, plate, unit_axes, frames, Known(s.name in links.checkable, choices.get(s.name) or ()))
+        for s in one.values()
+        if s.kind in {"sample", "deterministic"}
+    )
 
 
 def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, known: Known) -> Site:

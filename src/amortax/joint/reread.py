@@ -13,6 +13,7 @@ from .observe import name_of
 from .probe import initial_params
 from .read import read
 from .structure import Structure
+from .whole import program_of
 
 NUM_UNITS, LENGTH = 2, 3
 
@@ -22,7 +23,7 @@ def matching_params(model: Callable, structure: Structure, path: str) -> PyTree:
 
     **Raises** `ArtifactError` naming the first difference in sites, supports, shapes, plates or parameters.
     """
-    data = _stand_in(structure)
+    data, model = _stand_in(structure), program_of(model, structure)
     axes = {a.name: a.axis for a in structure.arguments if a.axis}
     try:
         found = read(model, data, axes, structure.plate)

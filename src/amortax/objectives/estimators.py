@@ -130,7 +130,7 @@ def local_draws(
 
     With `path_derivative`, log q is seen through its draws only, as far as `path_share` says.
     """
-    noise = guide.local_noise(key, batch_size(batch))
+    noise = guide.local_noise(key, joint, batch, batch_size(batch))
     path = path_derivative and guide.cheap_log_prob and guide.local is not None
 
     def of(component: Component) -> tuple[Array, ...]:
