@@ -1,4 +1,4 @@
-"""Topics of 20 Newsgroups: natural gradients beside scikit-learn, amortized LDA and ProdLDA, by one scorer.
+"""Topics of 20 Newsgroups: natural gradients beside scikit-learn, by one scorer.
 
     python benchmarks/lda.py ../shared/data/text_20ng/20ng_bow.npz [--documents 11214] [--epochs 4]
 
@@ -13,7 +13,6 @@ import time
 import jax
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.special import softmax
 from sklearn.decomposition import LatentDirichletAllocation
 
 import amortax as am
@@ -71,7 +70,7 @@ def sklearn_topics(train, epochs, seed):
 
 
 def natural_topics(train, steps, seed):
-    data = {"counts": lda.documents(train)["counts"]}
+    data = lda.documents(train)
     model = lda.collapsed(TOPICS, doc_topic_prior=PRIOR, topic_word_prior=PRIOR)
     plan = am.amortize(model, data, plate="document", shared_family=am.exponential_family())
     start, steady = time.perf_counter(), am.natural(am.robbins_monro(DELAY, EXPONENT))
@@ -82,32 +81,13 @@ def natural_topics(train, steps, seed):
     return concentration / concentration.sum(axis=1, keepdims=True)
 
 
-def encoded_perplexity(train, steps, seed, experts, first, second):
-    """Of learned topics, with shares from the encoder: means over 20 draws."""
-    data, halves = lda.documents(train), lda.documents(first)
-    model = lda.amortized(TOPICS, train.shape[1], int(data["length"].max()), doc_topic_prior=PRIOR, experts=experts)
-    plan = am.amortize(model, data, plate="document")
-    start = time.perf_counter()
-    posterior = am.fit(plan, data, key=jax.random.key(seed), num_steps=steps, batch_size=BATCH)
-    print(f"  fit {time.perf_counter() - start:.1f} s with compiling, training {posterior.record.seconds:.1f} s")
-    shares = posterior.sample(halves, num_samples=20, key=jax.random.key(1))["shares"].values
-    weights = np.asarray(posterior.joint.params["weights"], np.float64)
-    if experts:
-        words = np.mean([softmax(draw @ weights, axis=1) for draw in shares], axis=0)
-    else:
-        words = shares.mean(axis=0) @ softmax(weights, axis=1)
-        print(f"  its topics with scikit-learn's shares: {completion(softmax(weights, axis=1), first, second):.1f}")
-    return perplexity(words, second)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--documents", type=int, default=11214)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", default="sklearn,natural,amortized,prodlda")
-    parser.add_argument("--more", type=int, default=5, help="times as many steps of Adam for amortized models")
+    parser.add_argument("--only", default="sklearn,natural")
     arguments = parser.parse_args()
     train, first, second = (
         read(arguments.data, "tr")[: arguments.documents],
@@ -129,10 +109,6 @@ def main():
         if "natural" in arguments.only:
             topics = natural_topics(train, steps, seed)
             print(f"natural gradients: perplexity {completion(topics, first, second):.1f}", flush=True)
-        for name, experts in (("amortized", False), ("prodlda", True)):
-            if name in arguments.only:
-                found = encoded_perplexity(train, arguments.more * steps, seed, experts, first, second)
-                print(f"{name}, {arguments.more * steps} steps: perplexity {found:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def lda_case(folder):
     words = np.argsort(-np.asarray(counts.sum(axis=0)).ravel())[:500]
     counts = counts[:, words].toarray()
     counts = counts[counts.sum(axis=1) > 0][:2000]
-    units = am.units({"counts": lda.documents(counts)["counts"]}, name="document")
+    units = am.units(lda.documents(counts), name="document")
     return lda.collapsed(10), units, am.exponential_family(), {"batch_size": 200}, (2, 2)
 
 

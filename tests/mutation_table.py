@@ -364,4 +364,20 @@ MUTATIONS = (
         "exact/test_step_sizes.py",
         "fifth",
     ),
+    Mutation(
+        "natural step on another scale than q's",
+        "train/natural.py",
+        "num_units * slopes * scale",
+        "num_units * slopes",
+        "exact/test_natural.py",
+        "one_step_is_the_exact_normal",
+    ),
+    Mutation(
+        "Fisher matrix of a Dirichlet without its total",
+        "families/dirichlet.py",
+        "rest * (whole - mean_x * own)",
+        "rest * (0.0 * whole - mean_x * own)",
+        "contracts/test_natural_families.py",
+        "short_step",
+    ),
 )

@@ -79,7 +79,7 @@ def test_topics_are_found_that_made_the_words():
         topics[k, 4 * k : 4 * k + 4] = 1.0
     topics /= topics.sum(axis=1, keepdims=True)
     words = rng.dirichlet(np.full(3, 0.3), 1000) @ topics
-    data = {"counts": lda.documents(np.stack([rng.multinomial(50, p) for p in words]))["counts"]}
+    data = lda.documents(np.stack([rng.multinomial(50, p) for p in words]))
     model = lda.collapsed(3, doc_topic_prior=0.3, topic_word_prior=0.1)
     plan = am.amortize(model, data, plate="document", shared_family=am.exponential_family())
     posterior = am.fit(plan, data, key=jax.random.key(0), optimizer=am.natural(), num_steps=150, batch_size=100)

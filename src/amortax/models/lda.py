@@ -8,12 +8,9 @@
 given the topics, found by coordinate ascent (structured stochastic variational inference, Hoffman and Blei 2015). Its
 slope by the topics needs none through the ascent, which ends where the bound is flat.
 
-    data = {"counts": lda.documents(counts)["counts"]}
+    data = lda.documents(counts)
     plan = am.amortize(lda.collapsed(20), data, plate="document", shared_family=am.exponential_family())
     posterior = am.fit(plan, data, key=key, optimizer=am.natural(am.robbins_monro(10, 0.7)), num_steps=500)
-
-`amortized` has θ_d as each document's own latent, which an encoder reads from its counts, and learns the topics by
-maximum likelihood, as shares or as a product of experts (ProdLDA, Srivastava and Sutton 2017).
 """
 
 from __future__ import annotations
@@ -70,24 +67,8 @@ def document_shares(
     return jax.lax.fori_loop(0, ASCENTS, ascend, jnp.full(topics.shape[0], prior + jnp.sum(counts) / topics.shape[0]))
 
 
-def amortized(
-    num_topics: int, num_words: int, longest: int, *, doc_topic_prior: float = 0.1, experts: bool = False
-) -> Callable:
-    """The model of `counts` and `length`, their sums (`longest` at most), with learned topics; `experts`: ProdLDA."""
-    start = 0.1 * np.random.default_rng(0).standard_normal((num_topics, num_words)).astype(np.float32)
-
-    def lda(length: Array, counts: Array | None = None) -> None:
-        weights = jnp.asarray(numpyro.param("weights", jnp.asarray(start)))
-        with numpyro.plate("document", length.shape[0]):
-            shares = jnp.asarray(numpyro.sample("shares", dist.Dirichlet(jnp.full(num_topics, doc_topic_prior))))
-            words = jax.nn.softmax(shares @ weights) if experts else shares @ jax.nn.softmax(weights)
-            numpyro.sample("counts", dist.Multinomial(length, probs=words, total_count_max=longest), obs=counts)
-
-    return lda
-
-
 def documents(counts: Any) -> dict[str, np.ndarray]:
-    """Data of both from word counts (documents, words), an array or a SciPy sparse matrix; `length` for `amortized`.
+    """Data of `collapsed` from word counts (documents, words), an array or a SciPy sparse matrix.
 
     **Raises** `DataError`, naming the first, where a document has no words: there is nothing to learn its topics from.
     """
@@ -97,4 +78,4 @@ def documents(counts: Any) -> dict[str, np.ndarray]:
             f"data['counts'], unit '{empty[0]}': the document has no words ({len(empty)} such of {len(counts)}); leave "
             "empty documents out: their shares of topics are those of the prior"
         )
-    return {"counts": counts.astype(np.int32), "length": counts.sum(axis=1).astype(np.int32)}
+    return {"counts": counts.astype(np.int32)}
