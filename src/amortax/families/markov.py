@@ -56,7 +56,7 @@ class markov(Recipe):
         length, width = index.shape
         if width > LARGEST:
             raise GuideError(f"am.markov(): {width} numbers in each of {length} steps; {LARGEST} are the most")
-        count = 2 * size + length * (width * (width - 1) // 2 + width * width)
+        count = 2 * size + length * (width * (width - 1) // 2) + (length - 1) * width**2
         parameters = Conditioner(count, size, context_sizes, self.width, self.depth or 0, key=key)
         return Markov(size, tuple(map(tuple, index.tolist())), parameters)
 
@@ -114,7 +114,7 @@ class Markov(AbstractAffine):
         return self._flat(mean), self._flat(sds)
 
     def _split(self, context: Context) -> tuple[Float[Array, "T k"], Float[Array, "T k k"], Float[Array, "T k k"]]:
-        """m, L and A of every step; A of the first is not used."""
+        """m, L and A of every step; A of the first is zero."""
         length, width = len(self.steps), len(self.steps[0])
         free = self.parameters(context)
         mean, log_scale, rest = jnp.split(free, [self.size, 2 * self.size])
@@ -122,8 +122,8 @@ class Markov(AbstractAffine):
         scale = jnp.exp(bounded_log_scale(log_scale)).reshape(length, width)
         inside = jax.vmap(lambda x: triangular(x, width))(below.reshape(length, -1))
         factor = scale[:, :, None] * (inside + jnp.eye(width))
-        carry = carry.reshape(length, width, width)
-        return mean.reshape(length, width), factor, carry.at[0].set(0.0)
+        carry = jnp.concatenate([jnp.zeros((1, width, width)), carry.reshape(length - 1, width, width)])
+        return mean.reshape(length, width), factor, carry
 
     def _by_step(self, flat: Float[Array, " d"]) -> Float[Array, "T k"]:
         return flat[np.asarray(self.steps)]
