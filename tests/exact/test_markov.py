@@ -1,25 +1,20 @@
 """A linear-Gaussian state space model (TRUST §1): the smoother of every series, from one trained network."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import pytest
 
 import amortax as am
+from amortax.models import state_space
 
 STEPS, PHI = 50, 0.9  # both noises have variance one, the first state is that of the stationary process
 LAGS = np.abs(np.subtract.outer(np.arange(STEPS), np.arange(STEPS)))
 PRIOR = PHI**LAGS / (1 - PHI**2)
 COVARIANCE = np.linalg.inv(np.linalg.inv(PRIOR) + np.eye(STEPS))  # of the posterior of any series
-
-
-def state_space(y):
-    with numpyro.plate("series", y.shape[0]):
-        z = numpyro.sample("z", dist.MultivariateNormal(jnp.zeros(STEPS), jnp.asarray(PRIOR, jnp.float32)))
-        numpyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
 
 def some_series(count, seed):
@@ -32,7 +27,7 @@ def divergence(posterior, data):
     """Mean KL(q || smoother) over series, in nats, by 200 draws of each."""
     draws = posterior.sample(data, num_samples=200, key=jax.random.key(3))
     log_q = np.asarray(posterior.log_prob(draws, data).unit)
-    away = draws["z"].values - data["y"] @ COVARIANCE
+    away = draws["level"].values[..., 0] - data["y"] @ COVARIANCE
     log_p = -0.5 * np.einsum("sni,ij,snj->sn", away, np.linalg.inv(COVARIANCE), away, optimize=True)
     return float(np.mean(log_q - log_p + 0.5 * np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]))
 
@@ -41,7 +36,8 @@ def divergence(posterior, data):
 def test_the_smoother_is_within_its_tolerance(family, most):
     """0.05 nats a step by a structured family; independent steps can't do better than 3.07 nats in all."""
     data = some_series(2000, seed=0)
-    plan = am.amortize(state_space, data, plate="series", family=family)
+    model = functools.partial(state_space.many, persistence=PHI)
+    plan = am.amortize(model, data, plate="series", family=family)
     posterior = am.fit(plan, data, key=jax.random.key(1), num_steps=1500, batch_size=128)
     found = divergence(posterior, some_series(100, seed=2))
     precision = np.linalg.inv(COVARIANCE)
