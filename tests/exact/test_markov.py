@@ -75,6 +75,11 @@ def test_a_series_of_one_step_is_a_normal():
     assert float(log_q) == pytest.approx(float(family.log_prob(value, ())), abs=1e-6)
 
 
+def test_a_level_that_would_explode_is_refused():
+    with pytest.raises(am.ModelError, match="persistence=1.1"):
+        am.amortize(functools.partial(state_space.many, persistence=1.1), some_series(3, seed=0), plate="series")
+
+
 def test_sites_without_a_common_time_axis_are_refused():
     with pytest.raises(am.GuideError, match="no time axis in common"):
         am.markov(layout=(((), (5,), ()), ((), (3,), ()))).build(8, (), key=jax.random.key(0))

@@ -35,7 +35,8 @@ class markov(Recipe):
     **Arguments:**
 
     - `layout`: where the numbers of every site stand; None: filled in from the model by `amortize`. The first axis of
-      length above one, an inner plate or an axis of the event, is time, and the same for all sites.
+      length above one, an inner plate or an axis of the event, is time, and the same for all sites; so the numbers of a
+      series of one step are taken for steps.
     - `width`, `depth`: hidden layers between a context and the parameters.
 
     **Raises** `GuideError` when built without a layout, where sites have no time axis in common, or for more than 16

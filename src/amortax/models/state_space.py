@@ -31,6 +31,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import RecursiveLinearTransform
 
+from amortax._errors import ModelError
+
 __all__ = ["many", "one"]
 
 Scale = dist.Distribution | float
@@ -84,6 +86,8 @@ def one(
 
 def _levels(length: int, innovation: Any, persistence: float) -> dist.Distribution:
     """All levels of a series, (T, 1)."""
+    if not -1.0 < persistence <= 1.0:
+        raise ModelError(f"state_space: persistence={persistence}; it must be above -1 and at most 1, a random walk")
     start = 1.0 if persistence == 1.0 else (1.0 - persistence**2) ** -0.5
     scales = innovation * jnp.ones(length).at[0].set(start)
     return dist.TransformedDistribution(
