@@ -48,5 +48,5 @@ def _levels(structure: Structure, features: Sequence[Feature]) -> dict[str, Any]
     """What `Inputs` says of the plates: their order, and those of every level of numbers."""
     levels = [level.plates for level in tree_of(structure).levels]
     used = {name for feature in features for name in feature.sets}.union(*levels)
-    order = tuple(p.name for p in sorted(structure.plates, key=lambda p: p.dim) if p.name in used)
+    order = tuple(name for name in structure.outermost_first if name in used)
     return {"nested": order, "levels": tuple(tuple(p for p in order if p in names) for names in levels)}

@@ -13,6 +13,7 @@ import pytest
 import amortax as am
 from amortax.intake import conform, to_batch
 from amortax.joint.tree import Level, Place, Tree
+from amortax.train.initialise import initialise
 from amortax.tree_frame import newton_frame
 
 TAU, SPREAD, NOISE = 2.0, 1.0, 0.5  # of schools, of classes within a school, of pupils within a class
@@ -214,3 +215,39 @@ def test_the_frame_of_a_tree_is_that_of_the_whole_matrix(seed):
     np.testing.assert_allclose(jacobian @ jacobian.T, np.linalg.inv(precision), atol=1e-5)
     np.testing.assert_allclose(again, noise, atol=1e-5)
     assert float(log_det) == pytest.approx(-0.5 * np.linalg.slogdet(precision)[1], abs=1e-4)
+
+
+def beside(y, z):
+    spread = numpyro.sample("spread", dist.HalfNormal(1.0))
+    with numpyro.plate("unit", y.shape[0], dim=-2):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        with numpyro.plate("first", y.shape[1], dim=-1):
+            own = numpyro.sample("own", dist.Normal(level, spread))
+            numpyro.sample("y", dist.Normal(own, NOISE), obs=y)
+        with numpyro.plate("second", z.shape[1], dim=-1):
+            other = numpyro.sample("other", dist.Normal(level, 1.0))
+            numpyro.sample("z", dist.Normal(other, NOISE), obs=z)
+
+
+def test_plates_beside_each_other_are_branches_of_one_tree():
+    rng = np.random.default_rng(0)
+    data = {"y": rng.normal(size=(5, 6)), "z": rng.normal(size=(5, 7))}
+    plan = am.amortize(beside, data, plate="unit")
+    assert isinstance(plan.family, am.nested)
+    batch = to_batch(am.units(data))
+    joint, guide = initialise(plan, batch, jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, batch)
+    unit, shared = jax.tree.map(lambda x: x[0], batch), jnp.array([-0.3])
+
+    def log_p(u):
+        return joint.unit_log_prob(u, shared, unit).unit
+
+    @eqx.filter_jit
+    def facts(guide):
+        frame, _ = guide._frame(tuple(x[0] for x in guide.encode(batch)), shared, unit, joint)
+        center = frame.place(jnp.zeros(14))
+        return jax.jacobian(frame.place)(jnp.zeros(14)), jax.grad(log_p)(center), jax.hessian(log_p)(center)
+
+    jacobian, slope, hessian = (np.asarray(x, np.float64) for x in facts(guide))
+    np.testing.assert_allclose(slope, 0.0, atol=1e-3)
+    np.testing.assert_allclose(jacobian @ jacobian.T, np.linalg.inv(-hessian), atol=1e-4)

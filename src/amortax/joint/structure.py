@@ -195,6 +195,11 @@ class Structure:
         return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
 
     @property
+    def outermost_first(self) -> tuple[str, ...]:
+        """The inner plates in the order of their axes, those of one axis in the model's."""
+        return tuple(plate.name for plate in sorted(self.plates, key=lambda plate: plate.dim))
+
+    @property
     def loose(self) -> frozenset[str]:
         """The inner plates whose size the data decide, unit by unit or set by set."""
         return frozenset(p for a in self.arguments for p, n in zip(a.dims, a.shape, strict=False) if p and n is None)

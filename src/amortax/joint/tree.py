@@ -112,9 +112,9 @@ class Tree:
 
 def tree_of(structure: Structure) -> Tree:
     """The tree of a unit's numeric locals, as long as the structure says."""
-    dims = {plate.name: plate.dim for plate in structure.plates}
     sites = structure.of("local")
-    plates = tuple(sorted({name for site in sites for name in site.plates}, key=lambda name: dims[name]))
+    used = {name for site in sites for name in site.plates}
+    plates = tuple(name for name in structure.outermost_first if name in used)
     kinds = sorted({site.plates for site in sites}, key=lambda names: (len(names), sorted(names)))
     places: dict[frozenset[str], list[Place]] = {names: [] for names in kinds}
     start = 0
