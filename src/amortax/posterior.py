@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -17,9 +17,8 @@ from . import answer
 from ._errors import ArtifactError, DataError, check_entries
 from ._types import PyTree, Terms, check_key, whole_number
 from .artifact import read_artifact, write_artifact
-from .chunks import row_mask
 from .data import TableSchema, Units
-from .data.arrays import units
+from .elsewhere import place_of
 from .evidence import evidence
 from .guide import Guide
 from .intake import conform
@@ -246,51 +245,3 @@ def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str
     params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
     static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
     return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
-
-
-def place_of(at: Any, data: Units, joint: Joint) -> Units:
-    """`at` as checked units that stand for those of `data`, one to one."""
-    found, drawn = complete_responses(at, data, joint)
-    place = conform(found, joint, stand_ins=drawn)
-    if len(place) != len(data):
-        raise DataError(f"at has {len(place)} units but data has {len(data)}; give the same units in the same order")
-    unnamed = place.labels.tolist() == list(range(len(place)))
-    if not unnamed and (differ := np.flatnonzero(place.labels != data.labels)).size:
-        first = int(differ[0])
-        raise DataError(
-            f"at has {joint.structure.plate} '{place.labels[first]}' where data has '{data.labels[first]}' "
-            f"(unit {first}); give the same units in the same order, or `at` without labels"
-        )
-    return dataclasses.replace(place, labels=data.labels)
-
-
-def complete_responses(at: Any, data: Units, joint: Joint) -> tuple[Units, list[str]]:
-    """`at` with placeholders for the observed arguments it lacks, which are named: only their shapes count."""
-    structure = joint.structure
-    axes = {a.name: a.axis for a in structure.arguments if a.axis and isinstance(at, Mapping) and a.name in at}
-    place = at if isinstance(at, Units) else units(at, axes=axes or None, name=structure.plate)
-    arrays, masks, lengths, drawn = dict(place.arrays), dict(place.masks), dict(place.lengths), []
-    for argument in structure.arguments:
-        name = argument.name
-        if name in arrays or argument.role != "observed":
-            continue
-        if name in structure.labels and not argument.ragged:
-            raise DataError(
-                f"at lacks '{name}', on which other sites depend; give the values for which to predict, one per unit"
-            )
-        drawn.append(name)
-        fill = data.arrays[name]
-        if not argument.ragged:
-            arrays[name] = np.repeat(fill[:1], len(place), axis=0)
-            continue
-        beside = [a.name for a in structure.arguments if a.plate == argument.plate and a.ragged and a.name in arrays]
-        if not beside:
-            raise DataError(
-                f"at needs '{name}' or a covariate along '{argument.plate}' to know how many elements to predict"
-            )
-        size = arrays[beside[0]].shape[1]
-        lengths[name] = lengths.get(beside[0], np.full(len(place), size))
-        arrays[name] = np.broadcast_to(fill[:1, :1], (len(place), size, *fill.shape[2:]))
-        inside = row_mask(lengths[name], size).reshape(len(place), size, *(1,) * (fill.ndim - 2))
-        masks[name] = np.broadcast_to(inside, arrays[name].shape)
-    return dataclasses.replace(place, arrays=arrays, masks=masks, lengths=lengths), drawn

@@ -9,11 +9,11 @@ import numpyro.distributions as dist
 import pytest
 
 import amortax as am
+from amortax.elsewhere import complete_responses
 from amortax.intake import as_units, conform, to_batch
 from amortax.joint.joint import Joint
 from amortax.objectives.base import Minibatch
 from amortax.objectives.estimators import local_draws
-from amortax.posterior import complete_responses
 
 SHARES, MEANS, SDS = np.array([0.2, 0.5, 0.3]), np.array([-2.0, 0.0, 3.0]), np.array([0.5, 1.0, 0.3])
 NOISE = 0.8

@@ -159,6 +159,15 @@ def test_a_school_without_classes_has_the_prior(trained):
     assert abs(float(away.std()) / TAU - 1) < 5 / (2 * 2000) ** 0.5
 
 
+def test_prediction_elsewhere_is_of_the_same_classes(trained):
+    posterior, data = trained
+    found = posterior.predict({"y": data[:3]}, at={"y": data[:3]}, num_samples=2, key=jax.random.key(11))
+    assert found["y"].shape[:2] == (2, 3)
+    other = [data[0], data[1], np.ones((9, 4))]
+    with pytest.raises(am.DataError, match="elements have latents of their own"):
+        posterior.predict({"y": data[:3]}, at={"y": other}, num_samples=2, key=jax.random.key(11))
+
+
 def random_tree(seed):
     """A tree of three levels with siblings, and a precision matrix of its shape."""
 
