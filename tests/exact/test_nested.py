@@ -105,15 +105,19 @@ def test_the_posterior_of_three_levels_is_exact(trained):
     draws = posterior.sample({"y": data}, num_samples=2000, key=jax.random.key(2))
     assert abs(float(draws["mean"].mean()) - mean) < 0.1 * sd
     assert abs(float(draws["mean"].std()) / sd - 1) < 0.08  # five standard errors of a standard deviation
-    assert np.mean(divergences(posterior, data, mean)) < 0.02
+    found = np.mean(divergences(posterior, data, mean))
+    print(f"mean KL of a school {found:.5f} nats")
+    assert found < 0.001
 
 
 def test_twice_the_children_need_no_training(trained):
-    """Ten to twenty classes of up to eight pupils, where two to five of four were trained on: no more nats a class."""
+    """Ten to twenty classes of up to eight pupils, where two to five of four were trained on."""
     posterior, data = trained
     mean, _ = exact_mean(data)
     more = [[own[~np.isnan(own)] for own in y] for y in some_schools(40, (10, 21), seed=3, pupils=8)]
-    assert np.mean(divergences(posterior, more, mean)) < 0.02 * 15 / 3  # nats per class as above
+    found = np.mean(divergences(posterior, more, mean))
+    print(f"mean KL of a school with 10 to 20 classes {found:.5f} nats")
+    assert found < 0.001
     draws = posterior.sample({"y": more}, num_samples=50, key=jax.random.key(4))
     lengths = [len(y) for y in more]
     assert draws["own"].shape == (50, 40, max(lengths))
