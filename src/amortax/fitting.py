@@ -18,6 +18,7 @@ from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
 from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
+from .objectives.forward import ForwardKL
 from .own import remember, table_of, with_rows
 from .plan import Plan
 from .posterior import Posterior
@@ -48,7 +49,7 @@ def fit(
     - `data`: as for `amortize`; it may be other units than those that were planned for.
     - `key`: a typed JAX key, `jax.random.key(0)`.
     - `objective`: `IWELBO(8)`, say; default `ELBO()`, with 8 particles where there are globals and few units, 2 with
-      many, else 1.
+      many, else 1; of `am.filtering()` always `ForwardKL`.
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
@@ -61,7 +62,7 @@ def fit(
     """
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
-    _check_objective(objective, guide)
+    objective = _checked_objective(objective, guide)
     init_key, train_key = jax.random.split(key)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
@@ -90,9 +91,19 @@ def fit(
     return Posterior(plan, joint, built, record, found.schema)
 
 
-def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterior) -> None:
+def _checked_objective(objective: AbstractObjective | None, guide: Plan | Posterior) -> AbstractObjective | None:
+    """The objective, if it can train the guide; of beliefs the one that can."""
     trained = isinstance(guide, Posterior)
-    check_objective(objective or ELBO(), (guide.plan if trained else guide).structure, trained=trained)
+    plan = guide.plan if trained else guide
+    if plan.filters:
+        objective = objective or ForwardKL()
+        if not isinstance(objective, ForwardKL):
+            raise FitError(
+                f"am.filtering() learns beliefs of single steps, and am.{type(objective).__name__} trains a posterior "
+                "of the whole series; use am.ForwardKL(), or leave objective= out"
+            )
+    check_objective(objective or ELBO(), plan.structure, trained=trained)
+    return objective
 
 
 def _in_their_rows(training: Units, guide: Guide) -> Units:

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
+from .beliefs import beliefs_of, build_beliefs, is_filtering
 from .data.arrays import units
 from .describe import describe
 from .encoders.base import Inputs
@@ -66,6 +67,8 @@ class Plan:
 
     def build(self, key: Array) -> Guide:
         """The guide with fresh parameters; whitening and standardisation are neutral until `fit` sets them."""
+        if self.filters:
+            return build_beliefs(self.structure, self.inputs, self.encoder, self.family or self.classifier, key=key)
         keys = jax.random.split(key, 5 if self.classifier else 4)
         local_size, shared_size = self.structure.size("local"), self.structure.size("global")
         shared = local = encoder = head = classifier = None
@@ -99,6 +102,11 @@ class Plan:
     def free(self) -> bool:
         """Whether every unit has parameters of its own."""
         return isinstance(self.encoder, free)
+
+    @property
+    def filters(self) -> bool:
+        """Whether q of a unit is the product of its beliefs step by step."""
+        return is_filtering(self.family, self.classifier)
 
     def for_units(self, count: int) -> Plan:
         """The plan for so many units, which matters only where each has parameters of its own."""
@@ -146,6 +154,8 @@ def choose(
     classifier: Recipe | None,
 ) -> Plan:
     """Fills in what the user left open."""
+    if is_filtering(family, classifier):
+        return _whole_plan(model, *beliefs_of(structure, encoder, family, classifier))
     structure = with_choice(structure, encoder, classifier)
     refuse_too_many(structure)
     if split := by_elements(structure, family):
@@ -173,7 +183,11 @@ def choose(
     if shared:
         left_open = {"layout": structure.layout("global"), "sites": structure.supports("global")}
         chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
-    plan = Plan(model, structure, inputs, **chosen)
+    return _whole_plan(model, structure, inputs, chosen)
+
+
+def _whole_plan(model: Callable, structure: Structure, inputs: Inputs, recipes: dict[str, Recipe | None]) -> Plan:
+    plan = Plan(model, structure, inputs, **recipes)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
 

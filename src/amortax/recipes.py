@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ._recipe import Recipe
+from .encoders.causal import causal
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.image import convolution
@@ -17,6 +18,7 @@ from .families.blocks import blocks
 from .families.coupling import coupling
 from .families.discrete import categorical, factorised
 from .families.exponential import exponential_family
+from .families.filtering import filtering
 from .families.heavy import student_t
 from .families.markov import markov
 from .families.mixture import mixture
@@ -30,8 +32,8 @@ from .heads import concatenate, newton
 RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
-        *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
-        *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov),
+        *(dense, deep_set, attention_set, convolution, causal, free, concatenate, newton),
+        *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov, filtering),
         *(exponential_family, categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
     )
