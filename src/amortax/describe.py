@@ -46,13 +46,8 @@ def describe(plan: Any) -> str:
         table.add_row(*row)
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=False)
-    sees = (
-        ", ".join(
-            feature.name + (f" (set along {feature.plate})" if feature.plate else "")
-            for feature in plan.inputs.features
-        )
-        + BELIEFS * plan.filters
-    )
+    seen = [f.name + (f" (set along {f.plate})" if f.plate else "") for f in plan.inputs.features]
+    sees = ", ".join(seen) + BELIEFS * plan.filters
     over = "whole data sets" if structure.whole else f"plate '{structure.plate}'"
     console.print(
         f"model {structure.model}, amortized over {over}; observes {names['observed']}",
