@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import amortax as am
+from amortax.beliefs import numbers_of
 from amortax.models import state_space
 
 PHI, START = 0.9, 1 / (1 - 0.9**2)  # both noises have variance one, the first state is that of the stationary process
@@ -169,14 +170,14 @@ def test_what_takes_q_for_a_posterior_of_the_series_is_refused(series):
 
 def states(action, seen):
     """A hidden state that stays or flips, unless action 1 puts it anywhere, and what is seen of it."""
-    stay = jnp.array([[STAY, 1 - STAY], [1 - STAY, STAY]])
+    moves = jnp.array([[[STAY, 1 - STAY], [1 - STAY, STAY]], [[0.5, 0.5], [0.5, 0.5]]])
     with numpyro.plate("series", action.shape[0]):
         found, before = [], jnp.full((action.shape[0], 2), 0.5)
         for t in range(action.shape[1]):
             state = numpyro.sample(f"state_{t}", dist.Categorical(probs=before))
             found.append(state)
             if t + 1 < action.shape[1]:
-                before = jnp.where((action[:, t + 1] == 1)[:, None], 0.5, stay[state])
+                before = moves[action[:, t + 1], state]
         shown = jnp.where(jnp.stack(found, axis=-1) == 1, RIGHT, 1 - RIGHT)
         numpyro.sample("seen", dist.Bernoulli(shown).to_event(1), obs=seen)
 
@@ -239,9 +240,96 @@ def test_discrete_draws_and_their_probabilities(discrete):
         belief.mean_and_cov()
 
 
-def test_an_index_out_of_range_is_no_belief_and_a_float_is_refused(discrete):
+def test_an_index_out_of_range_is_no_belief_and_a_float_is_none(discrete):
     filtered = discrete.filter()
-    bad = filtered.update(filtered.init(), {"action": 0, "seen": 1})
-    if discrete.guide.encoder.features.inputs.features[0].categories:
-        bad = filtered.update(filtered.init(), {"action": 7, "seen": 1})
-        assert np.isnan(filtered.belief(bad).probabilities()["state"]).all()
+    bad = filtered.update(filtered.init(), {"action": 7, "seen": 1})
+    assert np.isnan(filtered.belief(bad).probabilities()["state"]).all()
+    with pytest.raises(am.DataError, match=r"\['action'\] is of type float32; it is an index"):
+        filtered.update(filtered.init(), {"action": 1.0, "seen": 1})
+    with pytest.raises(am.DataError, match=r"\['seen'\] is missing, but nothing was missing there in training"):
+        filtered.update(filtered.init(), {"action": 1, "seen": None})
+
+
+def walk(y, scale=None):
+    """Two numbers a step, in a loop, about which one observation tells."""
+    with numpyro.plate("series", y.shape[0]):
+        before, seen = jnp.zeros(y.shape[0]), []
+        for t in range(y.shape[1]):
+            before = numpyro.sample(f"level_{t}", dist.Normal(before, 1.0))
+            slope = numpyro.sample(f"slope_{t}", dist.Normal(jnp.zeros((y.shape[0], 3)), 1.0).to_event(1))
+            seen.append(before + slope.sum(axis=-1))
+        numpyro.sample("y", dist.Normal(jnp.stack(seen, axis=-1), 1.0).to_event(1), obs=y)
+
+
+def test_sites_of_a_loop_belong_to_their_steps():
+    plan = am.amortize(walk, {"y": np.zeros((3, 4), np.float32)}, plate="series", family=am.filtering())
+    found = numbers_of(plan.structure)
+    assert [tuple(part) for part in found.parts] == [("level", ()), ("slope", (3,))]
+    assert found.index == tuple(tuple(range(4 * t, 4 * t + 4)) for t in range(4))
+
+
+def test_a_mixture_is_drawn_by_its_shares():
+    recipe = am.filtering(am.mixture(am.diagonal(), 3))
+    family = recipe.build(((0, 2), (1, 3)), (2,), key=jax.random.key(0))
+    context = (jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)), jnp.float32),)
+    noise = jax.random.normal(jax.random.key(1), (20_000, family.noise_size))
+    values, log_q = jax.jit(jax.vmap(lambda e: family.sample_and_log_prob(e, 0, context)))(noise)
+    again = jax.jit(jax.vmap(lambda z: family.log_prob(z, context)))(values)
+    np.testing.assert_allclose(log_q, again, atol=1e-4)
+    mean, sd = family.mean_and_sd(context)
+    assert np.all(np.abs(np.mean(values, axis=0) - mean) < 5 * sd / 20_000**0.5)
+
+
+def unfit(y, x=None, *, kind=""):
+    """Models that have no beliefs."""
+    shared = numpyro.sample("shared", dist.Normal(0.0, 1.0)) if kind == "global" else 0.0
+    if kind == "learned":
+        shared = numpyro.param("shared", 0.0)
+    with numpyro.plate("series", y.shape[0]):
+        steps = dist.HalfNormal(1.0) if kind == "positive" else dist.Normal(shared, 1.0)
+        z = numpyro.sample("z", steps.expand([y.shape[1] + (kind == "longer")]).to_event(1))
+        if kind == "mixed":
+            z = z + numpyro.sample("group", dist.Bernoulli(0.5))[:, None]
+        if x is not None:
+            numpyro.sample("x", dist.Normal(z[:, 0], 1.0), obs=x)
+        numpyro.sample("y", dist.Normal(z[:, : y.shape[1]], 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipes", "complaint"),
+    [
+        ("global", {}, r"\['shared'\] of model .* outside plate 'series'"),
+        ("learned", {}, r"\['shared'\] of model .* are learned"),
+        ("positive", {}, r"\['z'\] of model .* not on all reals"),
+        ("longer", {}, r"4 steps, but the latents \['z'\] have no axis of that length"),
+        ("mixed", {}, r"discrete latents beside the numbers \['z'\]"),
+        ("end", {}, r"time is the first axis of every observed argument .*'x': \(\)"),
+        ("", {"encoder": am.dense()}, r"am.dense\(\) sees later steps too"),
+        ("", {"encoder": am.causal(), "family": am.diagonal()}, r"encoder=am.causal\(\) .* family=am.filtering\(\)"),
+    ],
+)
+def test_models_and_recipes_without_beliefs_are_refused(kind, recipes, complaint):
+    data = {"y": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+    if kind == "end":
+        data["x"] = data["y"][:, 0]
+    with pytest.raises(am.GuideError, match=complaint):
+        am.amortize(functools.partial(unfit, kind=kind), data, plate="series", **{"family": am.filtering()} | recipes)
+
+
+def ragged(y):
+    with numpyro.plate("series", y.shape[0], dim=-2), numpyro.plate("step", y.shape[1], dim=-1):
+        numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+
+def test_ragged_series_are_told_how_to_be_padded():
+    data = {"y": [np.zeros(3, np.float32), np.ones(5, np.float32)]}
+    with pytest.raises(am.GuideError, match=r"\['y'\] differ in length by series; pad them to one length with NaN"):
+        am.amortize(ragged, data, plate="series", family=am.filtering())
+
+
+def test_another_posterior_has_no_filter():
+    data = {"y": some_series(8, 3, seed=0, missing=0.0)}
+    plan = am.amortize(kalman_model, data, plate="series", family=am.diagonal(), encoder=am.dense(width=4, depth=1))
+    posterior = am.fit(plan, data, key=jax.random.key(0), num_steps=1)
+    with pytest.raises(am.GuideError, match=r"family=am.filtering\(\)"):
+        posterior.filter()
