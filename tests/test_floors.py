@@ -22,7 +22,7 @@ FLOORS = (
     ("train",),
     ("psis", "chunks", "importance", "evidence", "answer"),
     ("checks",),
-    ("artifact", "interop", "posterior", "comparison", "fitting"),
+    ("artifact", "interop", "pairs", "posterior", "comparison", "fitting"),
     ("models",),
     ("plots", "demo_report", "demo", "cli"),
 )
