@@ -18,7 +18,7 @@ class Mutation(NamedTuple):
 
 MASKS, BASE, TYPES = "joint/masks.py", "objectives/base.py", "_types.py"
 SCALING, NOISE, ENCODERS = "statistical/test_scaling.py", "statistical/test_noise.py", "contracts/test_encoders.py"
-JACOBIAN = "log_prob if record.jacobian is None else log_prob + record.jacobian"
+JACOBIAN = "return log_prob + jacobian"
 SCALE = "return self.num_units / sum(batch_size(batch) for batch in self.groups)"
 TOTAL = "return self.shared + scale * jnp.sum(self.unit)"
 POOL = "share = weight / jnp.maximum(jnp.sum(weight), 1.0)\n        value"
@@ -26,7 +26,9 @@ WEIGHTS = "return power_mean(log_weight, jnp.full(log_weight.shape, -jnp.log(cou
 SUMMED = "jnp.broadcast_to(jnp.mean(log_weight, axis=1, keepdims=True), log_weight.shape)"
 
 MUTATIONS = (
-    Mutation("missing Jacobian", MASKS, JACOBIAN, "log_prob", "exact/test_joint_supports.py", "integrates_to_one"),
+    Mutation(
+        "missing Jacobian", MASKS, JACOBIAN, "return log_prob", "exact/test_joint_supports.py", "integrates_to_one"
+    ),
     Mutation(
         "double Jacobian",
         MASKS,
@@ -131,15 +133,15 @@ MUTATIONS = (
     Mutation(
         "one key for all units",
         "objectives/estimators.py",
-        "noise = guide.local_noise(key, batch_size(batch))",
-        "noise = jnp.repeat(guide.local_noise(key, 1), batch_size(batch), axis=0)",
+        "noise = guide.local_noise(key, joint, batch, batch_size(batch))",
+        "noise = jnp.repeat(guide.local_noise(key, joint, batch, 1), batch_size(batch), axis=0)",
         NOISE,
     ),
     Mutation(
         "one key for globals and locals",
         "objectives/estimators.py",
-        "shared_key, local_key = jax.random.split(key)\n\n    def particle",
-        "shared_key = local_key = key\n\n    def particle",
+        "shared_key, local_key = jax.random.split(key)\n\n    def place",
+        "shared_key = local_key = key\n\n    def place",
         NOISE,
     ),
     Mutation(
@@ -165,13 +167,37 @@ MUTATIONS = (
         "exact/test_flow_layers.py",
         "passes_of_the_paper",
     ),
-    Mutation("padding in a pool", "encoders/sets.py", POOL, "share = weight / weight.size\n        value", ENCODERS),
+    Mutation("padding in a pool", "encoders/pools.py", POOL, "share = weight / weight.size\n        value", ENCODERS),
     Mutation(
         "padding in attention",
-        "encoders/sets.py",
+        "encoders/pools.py",
         "jnp.where(present[None] > 0, scores, -jnp.inf)",
         "jnp.where(present[None] > 0, scores, scores)",
         ENCODERS,
+    ),
+    Mutation(
+        "padding among elements that have elements",
+        "encoders/nested.py",
+        "return jnp.max(jnp.stack(below), axis=0)",
+        "return jnp.ones(rows.shape[:-1])",
+        "exact/test_nested.py",
+        "padded_to",
+    ),
+    Mutation(
+        "a draw of elements that does not follow what stands above them",
+        "tree_frame.py",
+        "moved = _over(_solve_transposed, factor, noise) - self._told(number, found)",
+        "moved = _over(_solve_transposed, factor, noise)",
+        "exact/test_nested.py",
+        "whole_matrix",
+    ),
+    Mutation(
+        "a series whose steps are told the one before with the wrong sign",
+        "families/markov.py",
+        "own = away - jnp.sum(carry",
+        "own = away + jnp.sum(carry",
+        "contracts/test_families.py",
+        "density_under_the_whole_family",
     ),
     Mutation(
         "padding in the likelihood",
@@ -337,5 +363,21 @@ MUTATIONS = (
         "pace: ClassVar[float] = 1.0",
         "exact/test_step_sizes.py",
         "fifth",
+    ),
+    Mutation(
+        "natural step on another scale than q's",
+        "train/natural.py",
+        "num_units * slopes * scale",
+        "num_units * slopes",
+        "exact/test_natural.py",
+        "one_step_is_the_exact_normal",
+    ),
+    Mutation(
+        "Fisher matrix of a Dirichlet without its total",
+        "families/dirichlet.py",
+        "rest * (whole - mean_x * own)",
+        "rest * (0.0 * whole - mean_x * own)",
+        "contracts/test_natural_families.py",
+        "short_step",
     ),
 )

@@ -13,10 +13,11 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -90,3 +91,11 @@ class Network(eqx.Module):
         for layer in self.layers[1:]:
             value = layer(silu(value))
         return silu(value) if self.activate_last else value
+
+
+def over_rows(network: Callable[..., Array], *values: Array) -> Array:
+    """A network over all elements of a grid (*grid, numbers); values of a smaller grid are told to all below."""
+    grid = values[0].shape[:-1]
+    flat = [jnp.broadcast_to(x, (*grid, x.shape[-1])).reshape(-1, x.shape[-1]) for x in values]
+    found = jax.vmap(network)(*flat)
+    return found.reshape(*grid, *found.shape[1:])

@@ -19,6 +19,7 @@ from ._types import Batch, Context, Terms
 from .chunks import Chunk, bucketed_lengths, chunks, draws_per_call
 from .data import Units
 from .guide import Guide
+from .joint.inverse import unconstrain
 from .joint.joint import Joint
 from .joint.summed import given_choices
 
@@ -66,7 +67,7 @@ def log_prob(joint: Joint, guide: Guide, data: Units, values: Arrays) -> Terms:
 
 
 def _lengthened(value: np.ndarray, name: str, joint: Joint, lengths: dict[str, int]) -> np.ndarray:
-    """Values (sample, unit, ...) of a discrete site with ragged axes cut or padded to the data's padded lengths."""
+    """Values (sample, unit, ...) of a site with ragged axes cut or padded to the data's padded lengths."""
     site = next(s for s in joint.structure.sites if s.name == name)
     for plate in joint.structure.plates:
         if plate.ragged and plate.name in site.dims and plate.argument in lengths:
@@ -96,7 +97,7 @@ def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array]
     contexts = guide.encode(batch)
 
     def one(context: Context, unit: Batch, values: dict[str, Array]) -> tuple[Array, Array]:
-        free, shared, jacobian = joint.unconstrain(values, unit)
+        free, shared, jacobian = unconstrain(joint, values, unit)
         chosen, _ = given_choices(joint.structure, values, unit.lengths)
         local_log_q = guide.local_log_prob(free, context, shared, unit, joint)
         local_log_q = local_log_q + joint.log_choice(chosen, free, shared, unit)

@@ -21,10 +21,12 @@ from ._types import Batch, Context, Fixed
 from .encoders.base import AbstractEncoder
 from .families.base import AbstractFamily, Component, draw_noise
 from .families.discrete import Categorical, Factorised
+from .families.nested import Nested
 from .frames import AbstractFrame, Frame, prior_frame
 from .heads import AbstractHead
 from .joint.assignments import allowed_choices, codes_of, parts_of, seen_digits
 from .joint.joint import Joint
+from .joint.tree import tree_of
 
 
 class Block(eqx.Module):
@@ -89,9 +91,14 @@ class Guide(eqx.Module):
         listed = self.classifier.size if isinstance(self.classifier, Categorical) else 1
         return self.local.family.num_components * listed
 
-    def local_noise(self, key: Array, *count: int) -> Float[Array, "*count noise"]:
-        """Standard normal noise of `count` draws of a unit's locals."""
-        return jnp.zeros((*count, 0)) if self.local is None else draw_noise(key, self.local.family, count)
+    def local_noise(self, key: Array, joint: Joint, like: Batch, *count: int) -> Float[Array, "*count noise"]:
+        """Standard normal noise of `count` draws of a unit's locals, of which it has as many as `like` is padded to."""
+        if self.local is None:
+            return jnp.zeros((*count, 0))
+        family = self.local.family
+        if isinstance(family, Nested):
+            return family.draw_noise(key, [level.rows for level in tree_of(joint.structure.at(like)).levels], count)
+        return draw_noise(key, family, count)
 
     def local_log_shares(
         self, context: Context, shared: Array, unit: Batch, joint: Joint
@@ -209,7 +216,7 @@ class Guide(eqx.Module):
             return jnp.append(numbers, choice.astype(numbers.dtype)), log_q + log_choice
         noise_key, component_key = jax.random.split(key)
         component = _pick(component_key, self.local_log_shares(context, shared, unit, joint))
-        return self.place_local(self.local_noise(noise_key), component, context, shared, unit, joint)
+        return self.place_local(self.local_noise(noise_key, joint, unit), component, context, shared, unit, joint)
 
     def local_log_prob(
         self, local: Array, context: Context, shared: Array, unit: Batch, joint: Joint

@@ -28,14 +28,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._linalg import cholesky, solve_lower
-from ._network import Network
+from ._network import Network, over_rows
 from ._recipe import Recipe
 from ._types import Batch, Context
-from .frames import AbstractFrame, Frame
+from .frames import AbstractFrame, Frame, bounded, positive
 from .joint.joint import Joint
-
-CURVATURE_FLOOR = 0.05  # in units of the prior's own precision: a flatter direction is taken to be that flat
-LONGEST_STEP = 10.0  # prior standard deviations that one Newton step may move
+from .joint.tree import Tree, tree_of
+from .tree_frame import newton_frame
 
 
 class AbstractHead(eqx.Module):
@@ -86,6 +85,18 @@ class newton(Recipe):
             return Newton(told, OwnPoint(size), tells)
         return Newton(told, Network(context_sizes, size, self.width, 1, key=key, last_scale=0.1), tells)
 
+    def build_nested(
+        self, tree: Tree, context_sizes: tuple[int, ...], whitened_size: int, *, key: Array
+    ) -> NestedNewton:
+        """The head for a tree of locals, of which every level has a context."""
+        tells = 0 < whitened_size <= 2 * self.most
+        told = tuple((n, level.width, level.width) for n, level in zip(context_sizes, tree.levels, strict=True))
+        points = tuple(
+            Network((n,), size, self.width, 1, key=k, last_scale=0.1)
+            for (n, size, _), k in zip(told, jax.random.split(key, len(told)), strict=True)
+        )
+        return NestedNewton((*sum(told, ()), *(whitened_size,) * tells), points, tells)
+
 
 class OwnPoint(eqx.Module):
     """The point of a unit with parameters of its own: its row's first numbers."""
@@ -114,15 +125,15 @@ class Newton(AbstractHead):
 
         start = self.point(*context)
         gradient = jax.grad(density)(start)
-        precision = _positive(-jax.hessian(density)(start))
+        precision = positive(-jax.hessian(density)(start))
         if start.shape[0] == 1:
             scale = jax.lax.rsqrt(precision[0])
-            step = _bounded(gradient / precision[0])
+            step = bounded(gradient / precision[0])
             placed = Frame(frame.place(start + step), frame.factor * scale)
             log_scale = jnp.log(scale)
         else:
             root = solve_lower(cholesky(precision), jnp.eye(start.shape[0]))  # rootᵀ root is the covariance
-            step = _bounded(root.T @ (root @ gradient))
+            step = bounded(root.T @ (root @ gradient))
             factor = cholesky(root.T @ root)
             placed = Frame(frame.place(start + step), frame.factor[:, None] * factor)
             log_scale = jnp.log(jnp.diagonal(factor))
@@ -130,23 +141,30 @@ class Newton(AbstractHead):
         return placed, (*context, *globals_told, step, log_scale)
 
 
-def _bounded(step: Array) -> Array:
-    """The step itself up to half of `LONGEST_STEP`, exactly; beyond, smoothly bounded by it."""
-    half = 0.5 * LONGEST_STEP
-    beyond = jnp.maximum(jnp.abs(step) - half, 0.0)
-    return jnp.clip(step, -half, half) + jnp.sign(step) * half * jnp.tanh(beyond / half)
+class NestedNewton(AbstractHead):
+    """One Newton step for a tree of locals, from a learned point of every element.
 
-
-def _positive(curvature: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """A positive definite precision: the curvature where it is one, else its diagonal, floored.
-
-    Whether it is one is read from the pivots of its Cholesky factorisation; the branch not taken sees a safe matrix,
-    so that its gradient stays finite.
+    The family is told, level by level, (context, step, log scale, mask) of every element; then the globals if few.
     """
-    size = curvature.shape[0]
-    if size == 1:
-        return jnp.maximum(curvature, CURVATURE_FLOOR)
-    symmetric = 0.5 * (curvature + curvature.T)
-    floored = jnp.diag(jnp.maximum(jnp.diagonal(symmetric), CURVATURE_FLOOR))
-    smallest = cholesky(jax.lax.stop_gradient(symmetric) - CURVATURE_FLOOR * jnp.eye(size))
-    return jnp.where(jnp.all(jnp.isfinite(smallest)), symmetric, floored)
+
+    told_sizes: tuple[int, ...] = eqx.field(static=True)  # (context, step, log scale) of every level; globals
+    points: tuple[Network, ...]
+    tells_globals: bool = eqx.field(static=True)
+
+    def __call__(
+        self, context: Context, shared: Array, whitened: Array, frame: Frame, unit: Batch, joint: Joint
+    ) -> tuple[AbstractFrame, Context]:
+        """The frame of one unit given one draw of the globals; `frame` has one number for each place of a level."""
+        structure = joint.structure.at(unit)
+        tree = tree_of(structure)
+        masks = tree.masks(structure, unit)
+        centers, scales = tree.elementwise(frame.center), tree.elementwise(frame.factor)
+
+        def density(free: list[Array]) -> Array:
+            local = tree.join([c + s * x for c, s, x in zip(centers, scales, free, strict=True)])
+            return joint.unit_log_prob(local, shared, unit).unit
+
+        start = [over_rows(point, x) for point, x in zip(self.points, context, strict=True)]
+        placed, steps, log_scales = newton_frame(tree, density, start, (centers, scales), masks)
+        told = [part for group in zip(context, steps, log_scales, masks, strict=True) for part in group]
+        return placed, (*told, *(whitened,) * self.tells_globals)

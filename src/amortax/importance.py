@@ -66,7 +66,7 @@ def log_weights(
 @eqx.filter_jit
 def shared_prior(joint: Joint, shared: Float[Array, "r g"], unit: Batch) -> Float[Array, " r"]:
     """log p(v) of every draw of the globals; `unit` is any unit, for its shapes."""
-    local = jnp.zeros(joint.local_size)
+    local = jnp.zeros(joint.at(unit).local_size)
     return jax.vmap(lambda v: joint.unit_log_prob(local, v, unit).shared)(shared)
 
 

@@ -115,6 +115,7 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
             array = found.arrays[argument.name]
             lengths[argument.name] = np.full(len(found), array.shape[1], np.int32)
     _check_lengths(structure, lengths, found.labels)
+    _check_sizes(structure, found)
     complete = dataclasses.replace(found, masks=masks, lengths=lengths)
     check_values(joint, to_batch(complete), complete.labels.tolist(), stand_ins)
     return complete
@@ -177,6 +178,19 @@ def _check_lengths(structure: Structure, lengths: Mapping[str, np.ndarray], labe
                 f"differ in length at {structure.plate} '{labels[unit]}': {lengths[first.name][unit]} and "
                 f"{lengths[argument.name][unit]}; give both one value per element, NaN where an observed one is missing"
             )
+
+
+def _check_sizes(structure: Structure, data: Units) -> None:
+    """Arguments along one plate whose size the data decide must agree on it."""
+    sizes: dict[str, tuple[str, int]] = {}
+    for argument in structure.arguments:
+        for plate, n in zip(argument.dims, data.arrays[argument.name].shape[1:], strict=False):
+            first, size = sizes.setdefault(plate or "", (argument.name, n))
+            if plate in structure.loose and n != size:
+                raise DataError(
+                    f"data['{first}'] has {size} places along plate '{plate}' and data['{argument.name}'] {n}; give "
+                    "both one value per element, NaN where an observed one is missing"
+                )
 
 
 def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.ndarray) -> None:

@@ -21,25 +21,29 @@ from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
 from .data.arrays import units
 from .describe import describe
-from .encoders.base import Feature, Inputs
+from .encoders.base import Inputs
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.sets import deep_set
 from .families.blocks import blocks
 from .families.discrete import Categorical, categorical
+from .families.nested import nested
 from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
+from .inputs import inputs_of
 from .intake import as_units, to_batch
 from .joint.assignments import element_counts
 from .joint.joint import Joint
 from .joint.levels import refuse_too_many
 from .joint.probe import initial_params, probe
 from .joint.read import read
+from .joint.refuse import refuse_tied
 from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .joint.whole import DATASET, whole
+from .nesting import build_nested, by_elements, elements_are_independent, loosened, refuse_others
 from .own import first_row, own_family
 from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
@@ -68,14 +72,18 @@ class Plan:
         if self.shared_family is not None:
             shared = Block(self.shared_family.build(shared_size, (), key=keys[0]), _neutral(shared_size))
         told = ()
-        if self.encoder is not None and not self.free:
+        if self.encoder is not None and not self.free and not isinstance(self.family, nested):
             encoder = self.encoder.build(self.inputs, key=keys[1])
             told = encoder.context_sizes
         if self.classifier is not None:
             counts = element_counts(self.structure)
             classifier = self.classifier.build(counts, told, 2 * shared_size, key=keys[4])
             told = (*told, sum(counts))
-        if self.family is not None and self.encoder is not None:
+        if isinstance(self.family, nested):
+            recipes = (self.encoder, self.head, self.family)
+            encoder, head, family = build_nested(self.structure, self.inputs, recipes, keys=keys[1:4])
+            local = Block(family, _neutral(family.size))
+        elif self.family is not None and self.encoder is not None:
             if self.head is not None:
                 head = self.head.build(local_size, told, 2 * shared_size, key=keys[2])
                 told = head.told_sizes
@@ -117,7 +125,7 @@ class Plan:
         check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])
         recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
-        return Plan(model, structure, inputs_of(structure), **recipes)
+        return Plan(model, structure, inputs_of(structure, isinstance(recipes["family"], nested)), **recipes)
 
     def __str__(self) -> str:
         return describe(self)
@@ -125,32 +133,6 @@ class Plan:
 
 def _neutral(*shape: int) -> Fixed:
     return Fixed({"center": jnp.zeros(shape), "scale": jnp.ones(shape)})
-
-
-def inputs_of(structure: Structure) -> Inputs:
-    """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays.
-
-    Labels of which the guide has a q it does not see, or q would only repeat them.
-    """
-    hidden = {argument for argument, site in structure.labels.items() if site in structure.learned}
-    sets = {p.name for p in structure.plates if p.exchangeable or p.ragged}
-    ordered = tuple(p.name for p in structure.plates if p.ragged and not p.exchangeable)
-    features = tuple(
-        Feature(
-            a.name,
-            a.shape,
-            a.plate if a.plate in sets else None,
-            a.plate_axis,
-            a.masked,
-            a.role == "observed",
-            a.categories,
-            a.first_category,
-            a.positive,
-        )
-        for a in structure.arguments
-        if a.name not in hidden
-    )
-    return Inputs(features, ordered)
 
 
 def choose(
@@ -166,33 +148,47 @@ def choose(
     """Fills in what the user left open."""
     structure = with_choice(structure, encoder, classifier)
     refuse_too_many(structure)
-    inputs = inputs_of(structure)
+    if split := by_elements(structure, family):
+        structure = loosened(structure)
+    inputs = inputs_of(structure, split)
     local, shared = structure.size("local"), structure.size("global")
     check_latents(structure)
     if not local:
         refuse_without_numbers(structure, encoder=encoder, family=family, head=head)
     if not shared:
-        refuse_idle({"shared_family": shared_family, "head": head}, "the model has no global latents")
+        idle = {"shared_family": shared_family} | ({} if split else {"head": head})
+        refuse_idle(idle, "the model has no global latents")
     if not structure.classified:
         refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
-    if local and shared:
-        check_head(encoder, head)
-        small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
-        chosen["head"] = head or (newton() if small else concatenate())
+    chosen["head"] = _head(structure, encoder, head, split=split)
     if local or structure.drawn:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
         left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
-        chosen["family"] = _with(family or (full() if local <= FULL_LOCAL else diagonal()), left_open)
+        small = full() if local <= FULL_LOCAL else diagonal()
+        chosen["family"] = _with(family or (nested() if split else small), left_open)
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
-        left_open = {"layout": structure.layout("global")}
+        left_open = {"layout": structure.layout("global"), "sites": structure.supports("global")}
         chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
     plan = Plan(model, structure, inputs, **chosen)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
+
+
+def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool) -> Recipe | None:
+    """How locals are placed: where there are globals to follow, or elements of their own."""
+    local, shared = structure.size("local"), structure.size("global")
+    if split:
+        refuse_others(encoder, head)
+        return head or newton()
+    if not (local and shared):
+        return None
+    check_head(encoder, head)
+    small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
+    return head or (newton() if small else concatenate())
 
 
 def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
@@ -260,22 +256,29 @@ def amortize(
         batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     check_missing(structure, missing)
-    if len(found) < 2 and structure.size("local") and not structure.whole:
-        raise DataError(
-            f"data has {len(found)} unit of plate '{plate}' and the model has latents in it; amortizing needs several "
-            "to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )
+    _refuse_one(structure, len(found))
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
-    plan = choose(
-        model,
-        structure,
-        encoder=encoder,
-        head=head,
-        family=family,
-        shared_family=shared_family,
-        classifier=classifier,
-    )
+    recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
+    plan = _planned(Joint(model, structure, params), batch, recipes | {"classifier": classifier})
     return plan.for_units(len(found))
+
+
+def _refuse_one(structure: Structure, count: int) -> None:
+    if count < 2 and structure.size("local") and not structure.whole:
+        raise DataError(
+            f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
+            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )
+
+
+def _planned(joint: Joint, batch: Batch, recipes: dict[str, Recipe | None]) -> Plan:
+    """What was chosen; not element by element where elements turn out to hear of each other."""
+    plan = choose(joint.model, joint.structure, **recipes)
+    if not isinstance(plan.family, nested) or elements_are_independent(joint, batch):
+        return plan
+    structure = dataclasses.replace(joint.structure, tied="log p of one changes with the numbers of another")
+    refuse_tied(structure)
+    return choose(joint.model, structure, **recipes)

@@ -16,8 +16,11 @@ from .families.autoregressive import iaf, maf
 from .families.blocks import blocks
 from .families.coupling import coupling
 from .families.discrete import categorical, factorised
+from .families.exponential import exponential_family
 from .families.heavy import student_t
+from .families.markov import markov
 from .families.mixture import mixture
+from .families.nested import nested
 from .families.normal import diagonal, full, low_rank
 from .families.planar import planar
 from .families.spline import spline
@@ -28,8 +31,8 @@ RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
         *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
-        *(diagonal, full, low_rank, blocks, student_t, mixture),
-        *(categorical, factorised),
+        *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov),
+        *(exponential_family, categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),
     )
 }

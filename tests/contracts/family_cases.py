@@ -17,11 +17,13 @@ LAYOUTS = {  # of `blocks`: one number on top and, where there is room, pairs in
     2: (((), (), ()), (("item",), (1,), (0,))),
     5: ((("item",), (2,), (0,)), ((), (), ()), (("item",), (1, 2), (1,))),
 }
+SERIES = {1: (((), (1,), ()),), 2: (((), (1, 2), ()),), 4: (((), (2,), ()), (("time",), (1, 2), (1,)))}
 NORMALS = {
     "diagonal": lambda size: am.diagonal(**SMALL),
     "full": lambda size: am.full(**SMALL),
     "low_rank": lambda size: am.low_rank(min(2, size), **SMALL),
     "blocks": lambda size: am.blocks(2, layout=LAYOUTS[size], **SMALL),
+    "markov": lambda size: am.markov(layout=SERIES.get(size, (((), (size,), ()),)), **SMALL),
 }
 FLOWS = {
     "coupling": lambda size: am.coupling(3, **SMALL),
@@ -39,6 +41,16 @@ OTHERS = {
     "mixture_of_flows": lambda size: am.mixture(am.iaf(2, **SMALL), 2, **SMALL),
 }
 FAMILIES = NORMALS | FLOWS | OTHERS
+SITES = {  # of `exponential_family`
+    1: (("rate", "Positive(lower_bound=0.0)", (1,)),),
+    2: (("share", "UnitInterval(lower_bound=0.0, upper_bound=1.0)", ()), ("mean", "Real()", ())),
+    5: (
+        ("shares", "Simplex()", (1, 2)),
+        ("rates", "Positive(lower_bound=0.0)", (2,)),
+        ("mean", "Real()", ()),
+    ),
+}
+WITHOUT_CONTEXT = {"exponential_family": lambda size: am.exponential_family(sites=SITES[size])}
 
 
 def cases(names, *shapes):
@@ -48,7 +60,7 @@ def cases(names, *shapes):
 
 @functools.cache
 def built_of(name, size, told):
-    return FAMILIES[name](size).build(size, CONTEXT if told else (), key=jax.random.key(1))
+    return (FAMILIES | WITHOUT_CONTEXT)[name](size).build(size, CONTEXT if told else (), key=jax.random.key(1))
 
 
 def family_of(name, size, told):

@@ -8,7 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_cases import CONTEXT, FAMILIES, built_of, cases, context_of, density_of, draw_many, family_of, noise_of
+from family_cases import (
+    CONTEXT,
+    FAMILIES,
+    WITHOUT_CONTEXT,
+    built_of,
+    cases,
+    context_of,
+    density_of,
+    draw_many,
+    family_of,
+    noise_of,
+)
 
 import amortax as am
 from amortax._recipe import from_json
@@ -16,7 +27,8 @@ from amortax._types import trainable
 from amortax.recipes import RECIPES
 
 EVERY = cases(FAMILIES, (1, False), (5, True))
-ON_A_GRID = cases(FAMILIES, (1, True), (2, False))
+ALL = EVERY + cases(WITHOUT_CONTEXT, (5, False))
+ON_A_GRID = cases(FAMILIES, (1, True), (2, False)) + cases(WITHOUT_CONTEXT, (1, False), (2, False))
 NO_MAP = (
     "low_rank",
     "blocks",
@@ -40,7 +52,7 @@ def test_the_density_integrates_to_one(name, size, told):
     assert np.exp(np.asarray(density, np.float64) + log_cell).sum() == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("name", "size", "told"), EVERY)
+@pytest.mark.parametrize(("name", "size", "told"), ALL)
 def test_a_draw_comes_with_its_density_under_the_whole_family(name, size, told):
     family, context = family_of(name, size, told), context_of(told)
     values, log_prob = draw_many(family, context, 500)
@@ -66,7 +78,7 @@ def test_the_log_determinant_is_that_of_the_map_from_noise(name, size, told):
     np.testing.assert_allclose(log_prob, expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "size", "told"), EVERY)
+@pytest.mark.parametrize(("name", "size", "told"), ALL)
 def test_gradients_reach_every_number(name, size, told):
     # Both ways in which training uses a family: through a draw, and through the density of a given value.
     family, context = family_of(name, size, told), context_of(told)
@@ -131,7 +143,7 @@ def test_a_batch_is_its_units_and_one_trace(name):
     np.testing.assert_allclose(together, np.stack(one_by_one), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "size", "told"), EVERY)
+@pytest.mark.parametrize(("name", "size", "told"), ALL)
 def test_extremes_are_finite_in_value_and_gradient(name, size, told):
     family = family_of(name, size, told)
 

@@ -13,9 +13,8 @@ import pytest
 
 import amortax as am
 from amortax._types import Fixed, trainable
-from amortax.frames import Frame, prior_frame
+from amortax.frames import CURVATURE_FLOOR, LONGEST_STEP, Frame, prior_frame
 from amortax.guide import Guide
-from amortax.heads import CURVATURE_FLOOR, LONGEST_STEP
 from amortax.intake import as_units, to_batch
 from amortax.objectives.estimators import shared_noises
 from amortax.train.initialise import initialise
@@ -114,7 +113,7 @@ def test_the_density_agrees_with_the_draws(model, head):
     def both(key):
         contexts = guide.encode(batch)
         shared, log_shared = guide.sample_shared(key)
-        local, log_q = guide.place_locals(guide.local_noise(key, 6), 0, contexts, shared, batch, joint)
+        local, log_q = guide.place_locals(guide.local_noise(key, joint, batch, 6), 0, contexts, shared, batch, joint)
         again = guide.locals_log_prob(local, contexts, shared, batch, joint)
         return (log_shared, log_q), (guide.shared_log_prob(shared), again)
 
@@ -220,7 +219,7 @@ def test_a_guide_without_globals_or_without_locals():
 
     global_only = Guide(guide.shared, None, None, None)
     contexts = global_only.encode(batch)
-    noise = global_only.local_noise(jax.random.key(0), 6)
+    noise = global_only.local_noise(jax.random.key(0), joint, batch, 6)
     local, log_q = global_only.place_locals(noise, 0, contexts, jnp.zeros(1), batch, joint)
     assert (contexts, local.shape) == ((), (6, 0))
     np.testing.assert_array_equal(log_q, 0)

@@ -48,6 +48,14 @@ def test_ragged_lists_repeat_the_last_row_and_empty_units_take_the_first():
     check(data.masks["y"], [[[1, 1], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]], np.bool_)
 
 
+def test_elements_of_a_unit_may_be_ragged_too():
+    data = units({"x": [[[1.0], [2.0, 3.0]], [], [[4.0]]]})
+    assert data.lengths["x"].tolist() == [2, 0, 1]
+    check(data.masks["x"], [[[1, 0], [1, 1]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]], np.bool_)
+    assert data.arrays["x"][data.masks["x"]].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert np.isin(data.arrays["x"], [1.0, 2.0, 3.0, 4.0]).all()
+
+
 def test_lists_of_equal_length_are_ragged_all_the_same():
     data = units({"x": [[1, 2], [3, 4]]})
     check(data.arrays["x"], [[1, 2], [3, 4]], np.int32)
@@ -217,7 +225,7 @@ def test_a_list_of_data_sets():
         ({"z": [None, 1j]}, {}, "unit 1: expected a real number.*complex"),
         ({"x": [[1.0], 2.0]}, {}, "unit 1: expected an array, as other units have, got 2.0"),
         ({"x": [np.ones((1, 2)), np.ones((1, 3))]}, {}, r"unit 1: expected shape \(any, \*\(2,\)\), got \(1, 3\)"),
-        ({"x": [[[1.0], [2.0, 3.0]]]}, {}, "unit 0: expected an array of numbers"),
+        ({"x": [[[[1.0], [2.0, 3.0]]]]}, {}, "unit 0: expected an array of numbers"),
     ],
 )
 def test_errors_name_the_place_and_the_next_step(data, options, message):

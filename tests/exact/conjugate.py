@@ -15,11 +15,11 @@ LOG_2PI = math.log(2 * math.pi)
 
 @dataclasses.dataclass(frozen=True)
 class LinearGaussian:
-    """z ~ N(0, I), x ~ N(W z + mu, s² I) with W (D, K)."""
+    """z ~ N(0, I), x ~ N(W z + mu, s² I) with W (D, K); s one number, or one per measurement."""
 
     weight: np.ndarray
     mean: np.ndarray
-    noise: float
+    noise: float | np.ndarray
 
     def simulate(self, rng, count):
         """(z (N, K), x (N, D)), x in float32 as a user's data would be."""
@@ -30,16 +30,16 @@ class LinearGaussian:
     def posterior(self, x):
         """Means (N, K) and the one covariance (K, K) of z | x."""
         covariance = np.linalg.inv(self.precision)
-        return (np.asarray(x, np.float64) - self.mean) @ self.weight @ covariance / self.noise**2, covariance
+        return (np.asarray(x, np.float64) - self.mean) / self.noise**2 @ self.weight @ covariance, covariance
 
     @property
     def precision(self):
         """L = I + Wᵀ W / s²."""
-        return np.eye(self.weight.shape[1]) + self.weight.T @ self.weight / self.noise**2
+        return np.eye(self.weight.shape[1]) + self.weight.T / self.noise**2 @ self.weight
 
     def log_evidence(self, x):
         """log p(x) per unit."""
-        covariance = self.weight @ self.weight.T + self.noise**2 * np.eye(len(self.mean))
+        covariance = self.weight @ self.weight.T + self.noise**2 * np.eye(len(self.mean))  # scales columns: a diagonal
         return normal_log_prob(x, self.mean, covariance)
 
     @property
@@ -76,6 +76,21 @@ def ppca(x, size):
     weight = vectors[:, :size] * np.sqrt(np.maximum(values[:size] - variance, 0.0))
     model = LinearGaussian(weight, mean, math.sqrt(variance))
     return weight, mean, model.noise, model.log_evidence(x).mean()
+
+
+def factor_analysis(x, size, steps=5000):
+    """`LinearGaussian` at the maximum of the likelihood, by EM from principal components (Rubin and Thayer 1982)."""
+    x = np.asarray(x, np.float64)
+    covariance = np.cov(x.T, bias=True)
+    weight, mean, noise, _ = ppca(x, size)
+    variance = np.full(len(mean), noise**2)
+    for _ in range(steps):
+        gain = np.linalg.solve(weight @ weight.T + np.diag(variance), weight)  # of E[z | x]
+        cross = covariance @ gain
+        second = np.eye(size) - gain.T @ weight + gain.T @ cross
+        weight = np.linalg.solve(second, cross.T).T
+        variance = np.diagonal(covariance) - np.sum(weight * cross, axis=1)
+    return LinearGaussian(weight, mean, np.sqrt(variance))
 
 
 def best_normal(log_density, start, width):

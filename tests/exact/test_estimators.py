@@ -169,7 +169,7 @@ def test_the_share_of_the_path_derivative_is_the_squared_ratio_of_the_spreads(at
     spacing = 64 // SHARE_UNITS
 
     def share(other):
-        noise = jnp.where(other[:, None], *(guide.local_noise(jax.random.key(k), 64) for k in (8, 7)))
+        noise = jnp.where(other[:, None], *(guide.local_noise(jax.random.key(k), joint, batch, 64) for k in (8, 7)))
         local, _ = guide.place_locals(noise, 0, contexts, shared, batch, joint)
         _, slope = seen_through_draws(guide, joint, batch, contexts, local, shared)
         return path_share(joint, batch, local, shared, slope)

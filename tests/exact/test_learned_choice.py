@@ -164,7 +164,7 @@ def test_the_bound_is_that_of_m2_and_so_is_its_gradient(monkeypatch):
     guide, joint, batch = built(data)
     key, minibatch = jax.random.key(5), Minibatch((batch,), jnp.asarray(12.0), jnp.zeros((), jnp.int32))
     objective = am.ELBO(path_derivative=False, classifier_weight=0.7)
-    noise = guide.local_noise(jax.random.key(6), 12)
+    noise = guide.local_noise(jax.random.key(6), joint, batch, 12)
     monkeypatch.setattr(type(guide), "local_noise", lambda *_: noise)
 
     @eqx.filter_jit

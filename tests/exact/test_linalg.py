@@ -63,7 +63,7 @@ def test_a_compiled_sampler_of_small_units_calls_no_lapack():
 
     def both_ways(key):
         shared, log_shared = guide.sample_shared(key)
-        noise, contexts = guide.local_noise(key, 20), guide.encode(batch)
+        noise, contexts = guide.local_noise(key, joint, batch, 20), guide.encode(batch)
         local, log_q = guide.place_locals(noise, 0, contexts, shared, batch, joint)
         return log_shared + jnp.sum(log_q + guide.locals_log_prob(local, contexts, shared, batch, joint))
 

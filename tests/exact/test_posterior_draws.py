@@ -73,7 +73,7 @@ def test_draws_have_the_moments_of_the_guide(posterior):
     size, contexts = len(data["x"]), guide.encode(batch)
 
     def draw(key):
-        return guide.place_locals(guide.local_noise(key, size), 0, contexts, shared, batch, joint)[0]
+        return guide.place_locals(guide.local_noise(key, joint, batch, size), 0, contexts, shared, batch, joint)[0]
 
     local = np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)[..., 0]
     sd = np.sqrt(covariances[:, 0, 0])

@@ -140,7 +140,7 @@ def on_a_ring(x, y):  # the same after any turn or reflection, but not after a s
         (nested(lambda z, x, y: z * jnp.arange(4.0)), False),
         (nested(lambda z, x, y: z + jnp.cumsum(x, axis=1)), False),
         (per_element_global, False),
-        (per_element_local, False),
+        (per_element_local, True),
         (on_a_ring, False),
     ],
     ids=["set", "position", "order", "per_element_global", "per_element_local", "ring"],

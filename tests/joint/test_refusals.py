@@ -114,10 +114,12 @@ def discrete_global(y):
         numpyro.sample("y", dist.Normal(c, 1.0), obs=y)
 
 
-def latent_in_ragged_plate(y):
-    with numpyro.plate("u", y.shape[0], dim=-2), numpyro.plate("e", y.shape[1], dim=-1):
-        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.Normal(w, 1.0), obs=y)
+def tied_in_ragged_plate(y):
+    with numpyro.plate("u", y.shape[0], dim=-2):
+        with numpyro.plate("e", y.shape[1], dim=-1):
+            w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(w, 1.0), obs=y)
+        numpyro.sample("z", dist.Normal(w.mean(axis=1, keepdims=True), 1.0))
 
 
 def raising(y):
@@ -215,7 +217,11 @@ CASES = [
     (crossed_deterministic, Y, ["deterministic 'gaps' has shape (5, 5) for all units", "from the posterior's draws"]),
     (unobserved, X, ["no site inside plate 'u' is observed", "obs=", "['x']"]),
     (discrete_global, Y, ["site 'c' is a discrete latent outside plate 'u'", "upper_bound=2", "observe it"]),
-    (latent_in_ragged_plate, R, ["site 'w' is a latent inside the ragged plate 'e'", "make 'e' the amortized plate"]),
+    (
+        tied_in_ragged_plate,
+        R,
+        ["site 'w' is a latent inside the ragged plate 'e'", "'z' depends on 'w' of all"],
+    ),
     (positional, Y, ["model 'positional' has positional-only arguments", "give every argument a name"]),
     (many, XY, ["model 'many' has positional-only arguments"]),
     (stateful, Y, ["site 'batch_stats' is mutable", "use a module without it"]),

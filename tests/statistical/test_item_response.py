@@ -4,41 +4,52 @@
 sd and the range of sd ratios, site by site.
 """
 
+import functools
 import json
+import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax.scipy.special import log_ndtr
+from marginal import LOG_NODES, NODES, normal, weigh
 from references import answer, differences, offsets, read_reference
 
 import amortax as am
+from amortax.models import item_response
+from amortax.models.item_response import Priors
 
 pytestmark = pytest.mark.slow
-
-
-def item_response(question, correct=None, num_questions=100):
-    mean = numpyro.sample("mean_student_ability", dist.Normal(0.75, 1.0))
-    difficulty = numpyro.sample("question_difficulty", dist.Normal(0.0, 1.0).expand([num_questions]))
-    with numpyro.plate("student", question.shape[0], dim=-2):
-        ability = numpyro.sample("centered_student_ability", dist.Normal(0.0, 1.0))
-        with numpyro.plate("response", question.shape[1], dim=-1):
-            logits = ability + mean - difficulty[question]
-            numpyro.sample("correct", dist.Bernoulli(logits=logits), obs=correct)
+NAMES = {  # of `irt_2pl`, and here
+    "theta": "ability",
+    "sigma_theta": "ability_scale",
+    "a": "discrimination",
+    "sigma_a": "discrimination_scale",
+    "b": "difficulty",
+    "mu_b": "difficulty_mean",
+    "sigma_b": "difficulty_scale",
+}
 
 
 def test_one_parameter(shared):
     folder = shared / "data/inference_gym/item_response_1pl"
     data, reference = np.load(folder / "data.npz"), np.load(folder / "reference.npz")
     table = {
-        "student": data["student_ids"],
-        "question": data["question_ids"].astype(np.int32),
+        "person": data["student_ids"],
+        "item": data["question_ids"].astype(np.int32),
         "correct": data["correct"].astype(np.int32),
     }
-    units = am.from_table(table, unit="student", columns=["question", "correct"])
+    units = am.from_table(table, unit="person", columns=["item", "correct"])
     units = units.take(np.argsort(units.labels))
-    draws, report = answer(item_response, units, "student", num_steps=4000)
+    # Difficulties around the mean ability, which reference has as a number of its own.
+    priors = Priors(ability_scale=1.0, difficulty_mean=dist.Normal(-0.75, 1.0), difficulty_scale=1.0)
+    model = functools.partial(item_response.one_parameter, num_items=100, priors=priors)
+    draws, report = answer(model, units, "person", num_steps=4000)
+    draws["question_difficulty"] = draws["difficulty"] - draws["difficulty_mean"]
+    draws["centered_student_ability"] = draws["ability"]
     for site in ("question_difficulty", "centered_student_ability"):
         mean, sd = reference[f"mean__{site}"], reference[f"sd__{site}"]
         off, low, high = differences(draws, {f"{site}[{i + 1}]": (mean[i], sd[i]) for i in range(len(mean))})
@@ -50,21 +61,6 @@ def test_one_parameter(shared):
     )
 
 
-def two_parameters(y):
-    sigma_theta = numpyro.sample("sigma_theta", dist.HalfCauchy(2.0))
-    sigma_a = numpyro.sample("sigma_a", dist.HalfCauchy(2.0))
-    mu_b = numpyro.sample("mu_b", dist.Normal(0.0, 5.0))
-    sigma_b = numpyro.sample("sigma_b", dist.HalfCauchy(2.0))
-    item = numpyro.plate("item", y.shape[1], dim=-1)
-    with item:
-        a = numpyro.sample("a", dist.LogNormal(0.0, sigma_a))
-        b = numpyro.sample("b", dist.Normal(mu_b, sigma_b))
-    with numpyro.plate("student", y.shape[0], dim=-2):
-        theta = numpyro.sample("theta", dist.Normal(0.0, sigma_theta))
-        with item:
-            numpyro.sample("y", dist.Bernoulli(logits=a * (theta - b)), obs=y)
-
-
 def test_two_parameters(shared):
     """Twenty items of a hundred students; 144 parameters. Published ADVI: 3.5% within 0.25 sd, worst 9.7 sd.
 
@@ -72,10 +68,11 @@ def test_two_parameters(shared):
     of the globals weighted against each other reach them.
     """
     folder = shared / "data/stat_comp/irt_2pl"
-    y = np.array(json.loads((folder / "data.json").read_text())["y"], np.int32).T
-    units, family = am.units({"y": y}, name="student"), am.blocks(curved=True)
+    correct = np.array(json.loads((folder / "data.json").read_text())["y"], np.int32).T
+    units, family = am.units({"correct": correct}, name="student"), am.blocks(curved=True)
     objective = am.IWELBO(1, num_shared_draws=16, weigh_shared=True)
-    draws, _ = answer(two_parameters, units, "student", family, num_steps=2000, objective=objective)
+    draws, _ = answer(item_response.two_parameters, units, "person", family, num_steps=2000, objective=objective)
+    draws = draws.rename({ours: theirs for theirs, ours in NAMES.items()})
     off, ratio = offsets(draws, read_reference(folder / "reference.csv"))
     print(f"{np.mean(off < 0.25):.1%} within 0.25 sd, worst {off.max():.3f}, ", end="")
     print(f"sd ratios {ratio.min():.3f} to {ratio.max():.3f}")
@@ -86,18 +83,15 @@ def test_two_parameters(shared):
 
 
 def aptitude(response):
-    alpha = numpyro.sample("alpha", dist.Normal(0.0, 100.0).expand([5]).to_event(1))
-    beta = numpyro.sample("beta", dist.HalfNormal(100.0))
-    with numpyro.plate("student", response.shape[0]):
-        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
-        logits = beta * theta[..., None] - alpha
-        numpyro.sample("response", dist.Bernoulli(logits=logits).to_event(1), obs=response)
+    """One parameter an item, abilities of any spread, no pooling of items."""
+    priors = Priors(ability_scale=dist.HalfNormal(100.0), difficulty_mean=0.0, difficulty_scale=100.0)
+    item_response.one_parameter(response, priors=priors)
 
 
 def probit_aptitude(response):
     eta = numpyro.sample("eta", dist.Normal(0.0, 100.0).expand([5]).to_event(1))
     delta = numpyro.sample("delta", dist.HalfNormal(1.0).expand([5]).to_event(1))
-    with numpyro.plate("student", response.shape[0]):
+    with numpyro.plate("person", response.shape[0]):
         theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
         x = delta * theta[..., None] - eta
         logits = log_ndtr(x) - log_ndtr(-x)
@@ -115,8 +109,41 @@ def test_law_school_aptitude(shared, model, name):
     response = np.repeat(np.array(data["response"], np.int32), counts, axis=0)
     assert response.shape == (1000, 5)
     units = am.units({"response": response}, name="student")
-    draws, _ = answer(model, units, "student", num_steps=3000)
+    draws, _ = answer(model, units, "person", num_steps=3000)
+    if model is aptitude:
+        draws = draws.assign(alpha=draws["difficulty"], beta=draws["ability_scale"])
     off, low, high = differences(draws, read_reference(folder / name))
     assert off < 0.25
     assert low > 0.75
     assert high < 1.25
+
+
+def test_verbal_aggression(shared):
+    """316 persons, 24 items, one parameter, against abilities integrated by quadrature and the rest by importance."""
+    y = np.load(shared / "data/tables/verbagg_matrix.npz")["y"].astype(np.int32)
+
+    def log_density(v):
+        difficulty, mean, ability_scale, difficulty_scale = v[:24], v[24], jnp.exp(v[25]), jnp.exp(v[26])
+        logits = ability_scale * NODES[::2, None] - difficulty
+        each = y @ jax.nn.log_sigmoid(logits).T + (1 - y) @ jax.nn.log_sigmoid(-logits).T
+        likelihood = jnp.sum(jax.nn.logsumexp(each + LOG_NODES[::2] + math.log(2), axis=1))
+        prior = normal(difficulty, mean, difficulty_scale) + normal(mean, 0.0, 5.0)
+        half_cauchy = -jnp.log1p((jnp.exp(v[25:]) / 2.0) ** 2) + v[25:]
+        return likelihood + prior + jnp.sum(half_cauchy)
+
+    exact = weigh(log_density, np.zeros(27), size=2**13)
+    print(f"\nexact by {exact.ess:.0f} draws; ", end="")
+    assert exact.ess > 2000
+    reference = exact.moments(
+        lambda v: (
+            {f"difficulty[{k + 1}]": v[:, k] for k in range(24)}
+            | {"difficulty_mean": v[:, 24], "ability_scale": np.exp(v[:, 25]), "difficulty_scale": np.exp(v[:, 26])}
+        )
+    )
+    units = am.units({"correct": y}, name="person")
+    draws, report = answer(item_response.one_parameter, units, "person", num_steps=1000)
+    off, low, high = differences(draws, reference)
+    assert off < 0.15
+    assert low > 0.85
+    assert high < 1.15
+    assert report.verdict != "FAIL"

@@ -1,4 +1,6 @@
-"""Real data against reference posteriors that nobody here made: pumps, rats, eight schools.
+"""Real data against reference posteriors that nobody here made: pumps, a mixture, eight schools.
+
+Rats are in `test_mixed_effects.py`.
 
 `shared` holds the data; a clone without it skips. Printed by `pytest -m slow -s`: worst mean difference in reference
 sd and the range of sd ratios, site by site.
@@ -89,27 +91,3 @@ def test_eight_schools_centred(shared):
     assert off < 0.3
     assert high > 1.15, "tau fits a log-normal now: this test should ask for more"
     assert "globals-pareto-k" in {reason.code for reason in report.reasons}, "a misfit of tau must be flagged"
-
-
-def rats_model(age, weight=None):
-    alpha_c = numpyro.sample("alpha_c", dist.Normal(0.0, 100.0))
-    beta_c = numpyro.sample("beta.c", dist.Normal(0.0, 100.0))
-    tau_alpha = numpyro.sample("tau_alpha", dist.Gamma(1e-3, 1e-3))
-    tau_beta = numpyro.sample("tau_beta", dist.Gamma(1e-3, 1e-3))
-    tau_c = numpyro.sample("tau_c", dist.Gamma(1e-3, 1e-3))
-    numpyro.deterministic("alpha0", alpha_c - beta_c * 22.0)
-    with numpyro.plate("rat", age.shape[0], dim=-2):
-        alpha = numpyro.sample("alpha", dist.Normal(alpha_c, tau_alpha**-0.5))
-        beta = numpyro.sample("beta", dist.Normal(beta_c, tau_beta**-0.5))
-        with numpyro.plate("week", age.shape[1], dim=-1):
-            numpyro.sample("weight", dist.Normal(alpha + beta * (age - 22.0), tau_c**-0.5), obs=weight)
-
-
-def test_rats(shared):
-    data = json.loads((shared / "data/bugs/rats/data.json").read_text())
-    units = am.units({"age": np.tile(data["x"], (30, 1)), "weight": np.array(data["Y"])}, name="rat")
-    draws, _ = answer(rats_model, units, "rat")
-    off, low, high = differences(draws, read_reference(shared / "data/bugs/rats/reference.csv"))
-    assert off < 0.2  # the reference is one JAGS run; upstream's own tolerance is 0.15 sd
-    assert low > 0.85
-    assert high < 1.15

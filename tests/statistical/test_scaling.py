@@ -125,7 +125,7 @@ def test_the_reported_bound_is_per_unit_of_all_units(built):
     assert float(loss.elbo_per_unit) == -float(loss.value)
     level = float(guide.shared.whitening.value["center"][0])
     contexts = guide.encode(batch)
-    noise = guide.local_noise(jax.random.key(3), UNITS)
+    noise = guide.local_noise(jax.random.key(3), joint, batch, UNITS)
     local, _ = guide.place_locals(noise, 0, contexts, jnp.array([level]), batch, joint)
     local = np.asarray(local, np.float64)
     location = np.concatenate([local, local.sum(axis=1, keepdims=True)], axis=1)

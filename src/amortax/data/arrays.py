@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ def units(data: Any, *, axes: Mapping[str, int] | None = None, labels: Any = Non
     **Arguments:**
 
     - `data`: argument -> array with units on axis 0 (NumPy, JAX, `numpy.ma`, pandas, polars, Arrow), or -> list of one
-      array per unit, whose axis 0 may differ in length (ragged). NaN, None, masked, NA and null are missing.
+      array per unit, whose axis 0 may differ in length (ragged), or of one list of arrays per unit (its classes, each
+      with its pupils), which may differ in length too. NaN, None, masked, NA and null are missing.
       Or an `xarray.Dataset` with the dimension `name`; or a list of dicts, each a whole data set; or a `Units`.
     - `axes`: argument -> its unit axis in the model's layout, where that isn't 0. Arrays have it there and are moved;
       lists and Datasets are already by unit, for them it is only remembered.
@@ -167,12 +169,13 @@ def _read(key: str, raw: Any, axis: int, labels: np.ndarray | None, move: bool) 
 
 
 def _read_ragged(key: str, raws: list, axis: int, labels: np.ndarray | None) -> _Argument:
-    parts = []
+    parts, longest = [], _longest_inside(raws)
     for unit, raw in enumerate(raws):
         here = _place(key, labels, unit, ())
         if _is_scalar(raw):
             raise DataError(f"{here}: expected an array, as other units have, got {raw!r}; no rows is an empty list")
-        values, mask = cells.read(raw, lambda index, unit=unit: _place(key, labels, unit, index))
+        place = functools.partial(_place, key, labels, unit)
+        values, mask = cells.read(raw, place) if longest is None else _read_inside(raw, longest, place)
         parts.append((values if mask.any() else np.zeros(values.shape, bool), mask))  # no say in the type
     trailing = next((values.shape[1:] for values, _ in parts if values.size), ())
     for unit, (values, _) in enumerate(parts):
@@ -194,6 +197,27 @@ def _read_ragged(key: str, raws: list, axis: int, labels: np.ndarray | None) -> 
     if not -ndim <= axis < ndim:
         raise DataError(f"axes[{key!r}] is {axis} but data[{key!r}] has {ndim} axes")
     return _Argument(rows, real, lengths, axis % ndim)
+
+
+def _longest_inside(raws: list) -> int | None:
+    """The longest element of any unit, where units are lists of arrays that differ in length; else None."""
+    if not all(isinstance(raw, list | tuple) and not any(map(_is_scalar, raw)) for raw in raws):
+        return None
+    lengths = {len(item) for raw in raws for item in raw}
+    return max(lengths) if len(lengths) > 1 else None
+
+
+def _read_inside(raw: Sequence[Any], longest: int, place: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """The elements of one unit, each padded to `longest` with missing places."""
+    values, masks = [], []
+    for number, item in enumerate(raw):
+        value, mask = cells.read(item, lambda index, number=number: place((number, *index)))
+        more = [(0, longest - len(value))] + [(0, 0)] * (value.ndim - 1)
+        values.append(np.pad(value if len(value) else np.zeros((0, *value.shape[1:]), bool), more))
+        masks.append(np.pad(mask, more))
+    if not values:
+        return np.zeros((0, longest), bool), np.zeros((0, longest), bool)
+    return np.stack(values), np.stack(masks)
 
 
 def _as_list(raw: Any) -> Any:

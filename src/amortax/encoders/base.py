@@ -36,13 +36,18 @@ class Feature:
     categories: int | None = None
     first_category: int = 0
     positive: bool = False
+    others: tuple[tuple[str, int], ...] = ()  # further plates along which its elements are sets, and their axes
     image: bool = False  # its places share one scale, channel by channel, and are not among the plain numbers
+
+    @property
+    def sets(self) -> dict[str, int]:
+        """The axis along each plate whose elements are a set."""
+        return ({} if self.plate is None else {self.plate: self.plate_axis}) | dict(self.others)
 
     @property
     def element_shape(self) -> tuple[int, ...]:
         """Shape of one element of the set, or of the whole array."""
-        kept = self.shape if self.plate is None else self.shape[: self.plate_axis] + self.shape[self.plate_axis + 1 :]
-        return tuple(int(n) for n in kept if n is not None)
+        return tuple(int(n or 1) for axis, n in enumerate(self.shape) if axis not in self.sets.values())
 
     @property
     def embedding_size(self) -> int:
@@ -59,10 +64,16 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """All that an encoder sees; `ordered` lists set plates whose elements are not exchangeable."""
+    """All that an encoder sees; `ordered` lists set plates whose elements are not exchangeable.
+
+    Where a unit's elements have numbers of their own, `levels` names the inner plates of each level of them, of which
+    `nested` says the order, outermost first; an encoder then gives a context for every level.
+    """
 
     features: tuple[Feature, ...]
     ordered: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
+    levels: tuple[tuple[str, ...], ...] = ()
 
     @property
     def plates(self) -> tuple[str, ...]:
@@ -102,26 +113,27 @@ class Features(eqx.Module):
 
     def plain(self, unit: Batch) -> Float[Array, " width"]:
         """The numbers of the arguments that lie along no set."""
-        parts = [jnp.ravel(self._numbers(f, unit)) for f in self.inputs.along(None)]
+        parts = [jnp.ravel(self.numbers(f, unit)) for f in self.inputs.along(None)]
         return jnp.concatenate(parts) if parts else jnp.zeros(0)
 
     def image(self, unit: Batch, feature: Feature) -> Float[Array, "h w channels"]:
         """One of the images; what is seen of a pixel beside its value (that it is there) are more channels."""
-        numbers = self._numbers(feature, unit)
+        numbers = self.numbers(feature, unit)
         return numbers.reshape(*numbers.shape[:2], -1)
 
     def elements(self, unit: Batch, plate: str) -> tuple[Float[Array, "elements width"], Float[Array, " elements"]]:
         """One row per element of the set, and a weight that is 1 where the element tells something and 0 in padding."""
         rows = []
         for feature in self.inputs.along(plate):
-            numbers = jnp.moveaxis(self._numbers(feature, unit), feature.plate_axis, 0)
+            numbers = jnp.moveaxis(self.numbers(feature, unit), feature.plate_axis, 0)
             rows.append(numbers.reshape(numbers.shape[0], -1))
         weight = self._weight(unit, plate, rows[0].shape[0])
         if plate in self.inputs.ordered:
             rows.append((jnp.arange(rows[0].shape[0]) / 10.0 - 1.0)[:, None])
         return jnp.where(weight[:, None] > 0, jnp.concatenate(rows, axis=1), 0.0), weight
 
-    def _numbers(self, feature: Feature, unit: Batch) -> Array:
+    def numbers(self, feature: Feature, unit: Batch) -> Float[Array, "*shape seen"]:
+        """What is seen of every place of one argument."""
         value, mask = unit.arrays[feature.name], unit.masks.get(feature.name)
         if feature.categories:
             numbers = self.embeddings[feature.name][value - feature.first_category]
@@ -186,15 +198,11 @@ def with_places(inputs: Inputs, recipe: str) -> Inputs:
 
 
 def _neutral(feature: Feature) -> dict[str, Array]:
-    shape = feature.element_shape if feature.plate is None else _over_set(feature)
+    shape = tuple(1 if axis in feature.sets.values() else int(n or 1) for axis, n in enumerate(feature.shape))
     shape = (1, 1, *shape[2:]) if feature.image else shape
     zero, one = jnp.zeros(shape), jnp.ones(shape)
     log = {"log_center": zero, "log_scale": one} if feature.positive else {}
     return {"center": zero, "scale": one, **log}
-
-
-def _over_set(feature: Feature) -> tuple[int, ...]:
-    return tuple(1 if i == feature.plate_axis else int(n or 1) for i, n in enumerate(feature.shape))
 
 
 def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.ndarray]]:
@@ -211,7 +219,7 @@ def training_statistics(inputs: Inputs, data: Batch) -> dict[str, dict[str, np.n
             continue
         value = np.asarray(data.arrays[feature.name], np.float64)
         mask = np.asarray(data.masks.get(feature.name, np.ones(value.shape, bool)))
-        axes = (0,) if feature.plate is None else (0, feature.plate_axis + 1)
+        axes = (0, *(axis + 1 for axis in feature.sets.values()))
         axes = (0, 1, 2) if feature.image else axes
         found[feature.name] = _center_scale(value, mask, axes)
         if feature.positive:

@@ -2,114 +2,60 @@
 
 Each element passes the same network φ; what is pooled over the elements doesn't depend on their order or on padding;
 a second network reads the pooled numbers, the plain numbers of the unit and always the count of elements, without
-which no precision can be right (Zaheer et al. 2017, Deep Sets; Lee et al. 2019, Set Transformer, for the attention).
+which no precision can be right. Where elements have numbers of their own, see `nested`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._errors import GuideError
 from .._network import Network
 from .._recipe import Recipe
 from .._types import Batch
 from .base import AbstractEncoder, Features, Inputs
-
-
-class AbstractPool(eqx.Module):
-    """Elements with weights → a vector that doesn't depend on their order."""
-
-    size: eqx.AbstractVar[int]
-
-    @abstractmethod
-    def __call__(self, rows: Float[Array, "n width"], weight: Float[Array, " n"]) -> Float[Array, " size"]:
-        """Pools one set; weight 0 marks padding, and a set may be empty."""
-
-
-class Moments(AbstractPool):
-    """Mean and standard deviation over the set of φ(element), and the mean of the elements themselves."""
-
-    network: Network
-    size: int = eqx.field(static=True)
-
-    def __init__(self, element_width: int, width: int, depth: int, *, key: Array) -> None:
-        self.network = Network((element_width,), width, width, depth, key=key)
-        self.size = 2 * width + element_width
-
-    def __call__(self, rows: Float[Array, "n width"], weight: Float[Array, " n"]) -> Float[Array, " size"]:
-        """`[mean φ, sd φ, mean row]`."""
-        share = weight / jnp.maximum(jnp.sum(weight), 1.0)
-        value = jax.vmap(self.network)(rows)
-        mean = share @ value
-        spread = jnp.sqrt(share @ (value - mean[None]) ** 2 + 1e-6)
-        return jnp.concatenate([mean, spread, share @ rows])
-
-
-class Attention(AbstractPool):
-    """Learned queries attend over the elements (pooling by multi-head attention), beside one learned null element."""
-
-    network: Network
-    queries: Array
-    null: Array
-    size: int = eqx.field(static=True)
-
-    def __init__(self, element_width: int, width: int, depth: int, heads: int, *, key: Array) -> None:
-        network, queries, null = jax.random.split(key, 3)
-        self.network = Network((element_width,), 2 * width, width, depth, key=network)
-        self.queries = jax.random.normal(queries, (heads, width))
-        self.null = 0.1 * jax.random.normal(null, (2 * width,))
-        self.size = heads * width + element_width
-
-    def __call__(self, rows: Float[Array, "n width"], weight: Float[Array, " n"]) -> Float[Array, " size"]:
-        """`[attended value per head, mean row]`."""
-        pairs = jnp.concatenate([jax.vmap(self.network)(rows), self.null[None]])
-        present = jnp.concatenate([weight, jnp.ones(1)])
-        keys, values = jnp.split(pairs, 2, axis=1)
-        scores = self.queries @ keys.T / jnp.sqrt(keys.shape[1])
-        attention = jax.nn.softmax(jnp.where(present[None] > 0, scores, -jnp.inf), axis=1)
-        share = weight / jnp.maximum(jnp.sum(weight), 1.0)
-        return jnp.concatenate([jnp.ravel(attention @ values), share @ rows])
+from .nested import NestedEncoder
+from .pools import AbstractPool, Attention, Moments, PoolOf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class deep_set(Recipe):
-    """Recipe of a `SetEncoder` that pools moments."""
+    """Recipe of a `SetEncoder` that pools moments, or of a `NestedEncoder`."""
 
     width: int = 64
     depth: int = 2
 
-    def build(self, inputs: Inputs, *, key: Array) -> SetEncoder:
+    def build(self, inputs: Inputs, *, key: Array) -> SetEncoder | NestedEncoder:
         """The encoder for these inputs."""
-        keys = jax.random.split(key, len(_plates(inputs, "am.deep_set()")) + 1)
-        pools = tuple(
-            Moments(inputs.width(p), self.width, self.depth, key=k)
-            for p, k in zip(inputs.plates, keys[1:], strict=True)
-        )
-        return SetEncoder(inputs, pools, self.width, self.depth, key=keys[0])
+        return _built(inputs, functools.partial(Moments, width=self.width, depth=self.depth), self, key=key)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class attention_set(Recipe):
-    """Recipe of a `SetEncoder` that pools by attention with `heads` learned queries."""
+    """Recipe of a `SetEncoder` or `NestedEncoder` that pools by attention with `heads` learned queries."""
 
     width: int = 64
     depth: int = 2
     heads: int = 4
 
-    def build(self, inputs: Inputs, *, key: Array) -> SetEncoder:
+    def build(self, inputs: Inputs, *, key: Array) -> SetEncoder | NestedEncoder:
         """The encoder for these inputs."""
-        keys = jax.random.split(key, len(_plates(inputs, "am.attention_set()")) + 1)
-        pools = tuple(
-            Attention(inputs.width(p), self.width, self.depth, self.heads, key=k)
-            for p, k in zip(inputs.plates, keys[1:], strict=True)
-        )
-        return SetEncoder(inputs, pools, self.width, self.depth, key=keys[0])
+        pool = functools.partial(Attention, width=self.width, depth=self.depth, heads=self.heads)
+        return _built(inputs, pool, self, key=key)
+
+
+def _built(inputs: Inputs, pool: PoolOf, recipe: deep_set | attention_set, *, key: Array) -> SetEncoder | NestedEncoder:
+    if inputs.levels:
+        return NestedEncoder(inputs, pool, recipe.width, recipe.depth, key=key)
+    keys = jax.random.split(key, len(_plates(inputs, f"am.{type(recipe).__name__}()")) + 1)
+    pools = tuple(pool(inputs.width(p), key=k) for p, k in zip(inputs.plates, keys[1:], strict=True))
+    return SetEncoder(inputs, pools, recipe.width, recipe.depth, key=keys[0])
 
 
 class SetEncoder(AbstractEncoder):

@@ -76,6 +76,47 @@ class AbstractSingle(AbstractFamily):
         return jnp.zeros(1)
 
 
+class AbstractNatural(AbstractSingle):
+    """An exponential family without context: it can step along the natural gradient of a bound of log p.
+
+    Its log density is `ξ · t(u) - A(ξ)`. At draws u_s = T(noise_s; ξ) the slopes r_s = ∇ log p - ∇ log q are known.
+    Were log p such a density, with ξ*, then r_s = ∇t(u_s)ᵀ (ξ* - ξ), so that with instruments D_s = ∂u_s / ∂ξ
+
+        E[D r] = E[D ∇tᵀ] (ξ* - ξ),
+
+    where the left side is the gradient of the bound by ξ, and the matrix the Fisher information (Salimans and Knowles
+    2013; Khan and Lin 2017). Draws count by their share `rate`, and q itself, in closed form, for the rest:
+
+        Δξ = [(1 - rate) F + rate F_drawn]⁻¹ rate E_drawn[D r].
+
+    With small rates that is a step of length `rate` along the natural gradient; with rate 1 a least squares fit that is
+    exact, whatever the draws, where log p is of the family: there the noise of E[D r] is that of F_drawn.
+    """
+
+    @property
+    @abstractmethod
+    def draws_needed(self) -> int:
+        """Fewest draws, in pairs of opposite noise, from which a step of rate 1 is determined."""
+
+    @abstractmethod
+    def own_frame(self, center: Float[Array, " d"], scale: Float[Array, " d"]) -> tuple[Array, Array]:
+        """Center and scale of the prior as far as the family remains one when shifted and stretched."""
+
+    @abstractmethod
+    def natural_step(
+        self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
+    ) -> AbstractNatural:
+        """The family after a step, from the slopes of log p - log q at the draws of `noise`."""
+
+
+def least_share(rate: Float[Array, ""]) -> Float[Array, ""]:
+    """Share of a natural parameter (a precision, shape, rate, concentration) that a step leaves at least.
+
+    Those of log p are not negative, so of a step to `(1 - rate) ξ + rate ξ*` only noise goes below.
+    """
+    return jnp.maximum(1.0 - rate, 1e-3)
+
+
 class Conditioner(eqx.Module):
     """`offset + network(context)`: the numbers that parametrise a family; without context, free numbers.
 
@@ -103,6 +144,11 @@ class Conditioner(eqx.Module):
 def bounded_log_scale(free: Array) -> Array:
     """Log scales kept within (-15, 5): slope close to 1 at the start, never exploding, with a gradient everywhere."""
     return 10.0 * jnp.tanh((free + 5.0 * _START) / 10.0) - 5.0
+
+
+def free_log_scale(log_scale: Array) -> Array:
+    """The inverse of `bounded_log_scale`."""
+    return 10.0 * jnp.arctanh(jnp.clip((log_scale + 5.0) / 10.0, -0.9999, 0.9999)) - 5.0 * _START
 
 
 # chosen so that free = 0 gives log scale 0: 10 tanh(0.5 c) = 5 at c = 2 atanh(1/2)

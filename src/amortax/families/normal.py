@@ -21,10 +21,13 @@ from .._linalg import cholesky, solve_lower
 from .._recipe import Recipe
 from .._types import Context
 from .base import (
+    AbstractNatural,
     AbstractSingle,
     Component,
     Conditioner,
     bounded_log_scale,
+    free_log_scale,
+    least_share,
     standard_log_prob,
     triangular,
 )
@@ -111,7 +114,7 @@ class AbstractAffine(AbstractSingle):
         return self.shrink(value, context)[0]
 
 
-class DiagonalNormal(AbstractAffine):
+class DiagonalNormal(AbstractAffine, AbstractNatural):
     """Independent normals."""
 
     size: int = eqx.field(static=True)
@@ -136,8 +139,41 @@ class DiagonalNormal(AbstractAffine):
         mean, log_scale = self._split(context)
         return mean, jnp.exp(log_scale)
 
+    @property
+    def draws_needed(self) -> int:
+        """Every number has two parameters."""
+        return 2
 
-class FullNormal(AbstractAffine):
+    def own_frame(self, center: Float[Array, " d"], scale: Float[Array, " d"]) -> tuple[Array, Array]:
+        """All of it."""
+        return center, scale
+
+    def natural_step(
+        self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
+    ) -> DiagonalNormal:
+        """Regresses slopes on ε: slope = c - e ε (see `AbstractNatural`), as far as `_longest` allows."""
+        mean, log_scale = self._split(())
+        slopes, longest = slopes * jnp.exp(log_scale), _longest(rate)
+        mean_noise, mean_slope = rate * jnp.mean(noise, axis=0), rate * jnp.mean(slopes, axis=0)
+        variance = (1.0 - rate) + rate * jnp.mean(noise**2, axis=0) - mean_noise**2
+        e = -(rate * jnp.mean(slopes * noise, axis=0) - mean_slope * mean_noise) / variance
+        precision = jnp.maximum(1.0 + e, least_share(rate))
+        step = jnp.clip((mean_slope + e * mean_noise) / precision, 1.0 - longest, longest - 1.0)
+        precision = jnp.minimum(precision, longest)
+        free = [mean + jnp.exp(log_scale) * step, free_log_scale(log_scale - 0.5 * jnp.log(precision))]
+        return eqx.tree_at(lambda f: f.parameters.offset, self, jnp.concatenate(free))
+
+
+def _longest(rate: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor by which one step may raise a precision, and, less one, the sds by which it may move a mean.
+
+    Two for short steps, without bound for one of rate 1: far from the optimum slopes are large, and few draws say
+    little of their covariance with the draws.
+    """
+    return 1.0 + 1.0 / jnp.maximum(1.0 - rate, 1e-9)
+
+
+class FullNormal(AbstractAffine, AbstractNatural):
     """A normal with any covariance, by its Cholesky factor."""
 
     size: int = eqx.field(static=True)
@@ -166,6 +202,45 @@ class FullNormal(AbstractAffine):
         """`m` and the root of the diagonal of `L Lᵀ`."""
         mean, factor, _ = self._split(context)
         return mean, jnp.sqrt(jnp.sum(factor**2, axis=1))
+
+    @property
+    def draws_needed(self) -> int:
+        """Two in every direction: every slope has a constant and `size` coefficients."""
+        return 2 * self.size
+
+    def own_frame(self, center: Float[Array, " d"], scale: Float[Array, " d"]) -> tuple[Array, Array]:
+        """All of it."""
+        return center, scale
+
+    def natural_step(
+        self, noise: Float[Array, "draws noise"], slopes: Float[Array, "draws d"], rate: Float[Array, ""]
+    ) -> FullNormal:
+        """Regresses slopes on ε: Lᵀ slope = c - E ε, E symmetric (see `AbstractNatural`), as far as `_longest` allows.
+
+        The precision becomes L⁻ᵀ (I + E) L⁻¹, and the mean moves by L (I + E)⁻¹ c.
+        """
+        mean, factor, _ = self._split(())
+        slopes, eye, longest = slopes @ factor, jnp.eye(self.size), _longest(rate)
+        mean_noise, mean_slope = rate * jnp.mean(noise, axis=0), rate * jnp.mean(slopes, axis=0)
+        square, product = noise.T @ noise / noise.shape[0], noise.T @ slopes / noise.shape[0]
+        covariance = (1.0 - rate) * eye + rate * square - jnp.outer(mean_noise, mean_noise)
+        root = solve_lower(cholesky(covariance), eye)
+        e = -root.T @ (root @ (rate * product - jnp.outer(mean_noise, mean_slope)))
+        values, axes = jnp.linalg.eigh(0.5 * (e + e.T))
+        precision = jnp.maximum(1.0 + values, least_share(rate))
+        step = axes @ ((axes.T @ (mean_slope + e @ mean_noise)) / precision)
+        farthest = (longest - 1.0) * jnp.sqrt(self.size)
+        step = step * jnp.minimum(1.0, farthest / jnp.maximum(jnp.linalg.norm(step), 1e-30))
+        turned = (factor @ axes) * jax.lax.rsqrt(jnp.minimum(precision, longest))
+        upper = jnp.linalg.qr(turned.T, mode="r")
+        return self._at(mean + factor @ step, upper.T * jnp.sign(jnp.diagonal(upper)))
+
+    def _at(self, mean: Float[Array, " d"], factor: Float[Array, "d d"]) -> FullNormal:
+        """The family with this mean and Cholesky factor."""
+        diagonal = jnp.diagonal(factor)
+        unit = factor / diagonal[:, None] * jnp.sqrt(self.size)
+        free = [mean, free_log_scale(jnp.log(diagonal)), unit[jnp.tril_indices(self.size, -1)]]
+        return eqx.tree_at(lambda f: f.parameters.offset, self, jnp.concatenate(free))
 
 
 class LowRankNormal(AbstractSingle):

@@ -50,6 +50,7 @@ def argument_of(
         "observed" if name in links.observed_arguments else "covariate",
         plate_name,
         plate_axis,
+        _dims(name, array, data, one, inner, plate),
         masked=name in data.masks,
         categories=count,
         first_category=least if count else 0,
@@ -109,6 +110,32 @@ def _along(
         if size > 1 and size in array.shape[1:]:
             return frame, array.shape[1:].index(size)
     return None, 0
+
+
+def _dims(
+    name: str, array: AnyArray, data: Batch, one: Mapping[str, Seen], inner: tuple[InnerPlate, ...], plate: str
+) -> tuple[str | None, ...]:
+    """The inner plate along every axis of one unit's array: as its site has them, or one like it has, or by size."""
+    dims: list[str | None] = [None] * (array.ndim - 1)
+    like = [s for s in one.values() if s.argument == name]
+    like += [s for s in one.values() if s.argument in data.arrays and data.arrays[s.argument].shape == array.shape]
+    if like:
+        found = {frame: dim for frame, dim, _ in like[0].plates if dim - like[0].event_dim not in like[0].added}
+        for frame, dim in found.items():
+            if frame != plate and plate in found:
+                dims[like[0].argument_axis(dim) - (dim > found[plate])] = frame
+        return tuple(dims)
+    sizes = {f: size for seen in one.values() for f, _, size in seen.plates if f != plate and size > 1}
+    for axis, size in enumerate(array.shape[1:]):
+        ragged = [p.name for p in inner if axis == 0 and p.argument in data.lengths and _alike(p.argument, name, data)]
+        fitting = ragged or [f for f, n in sizes.items() if n == size and f not in dims]
+        dims[axis] = fitting[0] if fitting else None
+    return tuple(dims)
+
+
+def _alike(first: str, second: str, data: Batch) -> bool:
+    """Whether two arguments are ragged with the same lengths."""
+    return any(first in group and second in group for group in ragged_groups(data))
 
 
 def _along_site(seen: Seen, plate: str) -> tuple[str | None, int]:

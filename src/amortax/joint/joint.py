@@ -43,6 +43,10 @@ class Joint(eqx.Module):
         """Length of one unit's locals: unconstrained numbers, then those of its choice where q has one."""
         return self.structure.size("local") + choice_size(self.structure)
 
+    def at(self, unit: Batch) -> Joint:
+        """The same for units that are padded as long as `unit`, or as a batch of them: with as many locals."""
+        return Joint(self.model, self.structure.at(unit), self.params)
+
     @property
     def shared_size(self) -> int:
         """Dimension of the unconstrained globals."""
@@ -110,8 +114,8 @@ class Joint(eqx.Module):
 
         def evaluate(values: Choices) -> dict[str, Array]:
             values = self._known(local, unit) | values
-            records = self._run(local, shared, unit, key=jax.random.key(0), values=values)
-            masks = self._masks(records, unit, without=self.structure.labels)
+            records = self.records(local, shared, unit, key=jax.random.key(0), values=values)
+            masks = self.masks_of(records, unit, without=self.structure.labels)
             sites = self.structure.of(*DENSE)
             found = {s.name: site_log_prob(records[s.name], masks.get(s.name), checked=s.checkable) for s in sites}
             for argument, site in self.structure.labels.items():
@@ -134,40 +138,16 @@ class Joint(eqx.Module):
 
         **Arguments**: `chosen` what `choose` drew for the discrete sites, if there are any.
         """
-        records = self._run(local, shared, unit, key=jax.random.key(0), values=chosen or {})
+        records = self.records(local, shared, unit, key=jax.random.key(0), values=chosen or {})
         sites = [*self.structure.of("local", "global", "discrete", "deterministic"), *self.structure.labels.values()]
         return {site.name: site.keep(records[site.name].value) for site in sites}
-
-    def unconstrain(self, values: dict[str, Array], unit: Batch) -> tuple[Array, Array, Terms]:
-        """Unconstrained (locals, globals) of one unit's constrained `values`, and log |d values / d unconstrained|.
-
-        Where a value lies outside its support the last is inf, and the others stand somewhere inside.
-        """
-        free, inside = {}, {}
-        sites = self.structure.of("local", "global")
-        given = {s.name: s.unkeep(jnp.asarray(values[s.name])) for s in sites}
-        chosen, possible = summed.given_choices(self.structure, values, unit.lengths)
-        arguments, latents = self._placed(unit, chosen)
-        records = run(self.model, arguments, key=jax.random.key(0), given=given | latents, params=self.params)
-        for site in sites:
-            record = records[site.name]
-            inside[site.name] = jnp.all(record.fn.support(record.value))
-            free[site.name] = jnp.where(inside[site.name], record.to_free(), 0.0)
-        local, shared = self._with_number(free, chosen), self.structure.pack("global", free)
-        placed = self._run(local, shared, unit, key=jax.random.key(0), values=chosen)
-        jacobian = Terms(jnp.where(possible, 0.0, jnp.inf), jnp.zeros(()))
-        for site in sites:
-            log_det = jnp.where(inside[site.name], jnp.sum(jnp.asarray(placed[site.name].jacobian)), jnp.inf)
-            step = Terms(log_det, jnp.zeros(())) if site.per_unit else Terms(jnp.zeros(()), log_det)
-            jacobian = jacobian + step
-        return local, shared, jacobian
 
     def draw_latents(self, key: Array, unit: Batch) -> tuple[Array, Array]:
         """One draw of unconstrained (numbers of the unit, globals) from the prior; observed sites need no sampler.
 
         Learned discrete sites have the values at which the unit stands, if at some: labels where they are missing.
         """
-        arguments, given = self._placed(unit, {} if unit.choice is None else self._known(jnp.zeros(0), unit))
+        arguments, given = self.placed(unit, {} if unit.choice is None else self._known(jnp.zeros(0), unit))
         with reading(self.model):
             records = run(
                 self.model, arguments, key=key, given=given, params=self.params, simulate=True, keep_observed=True
@@ -194,7 +174,7 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        numbers = self._with_number(free, {s.name: records[s.name].value for s in self.structure.learned})
+        numbers = self.with_number(free, {s.name: records[s.name].value for s in self.structure.learned})
         return numbers, self._responses(records, unit)
 
     def predict(
@@ -204,7 +184,7 @@ class Joint(eqx.Module):
 
         Discrete sites have the values in `chosen`; those without one are drawn from their prior.
         """
-        records = self._run(local, shared, unit, key=key, values=chosen or {}, simulate=True)
+        records = self.records(local, shared, unit, key=key, values=chosen or {}, simulate=True)
         sites = self.structure.of("observed")
         return {s.name: s.keep(records[s.name].value) for s in sites if s.per_unit}
 
@@ -232,9 +212,9 @@ class Joint(eqx.Module):
 
     def _observed(self, unit: Batch) -> tuple[dict[str, Record], dict[str, Array]]:
         records = run(self.model, self._arguments(unit), key=jax.random.key(0), params=self.params)
-        return records, self._masks(records, unit)
+        return records, self.masks_of(records, unit)
 
-    def _with_number(self, free: dict[str, Array], chosen: Choices) -> Array:
+    def with_number(self, free: dict[str, Array], chosen: Choices) -> Array:
         """One unit's locals from their parts."""
         numbers = self.structure.pack("local", free)
         if not self.structure.learned:
@@ -252,7 +232,7 @@ class Joint(eqx.Module):
     def _arguments(self, unit: Batch) -> dict[str, Array]:
         return unit_to_model(unit.arrays, {a.name: a.axis for a in self.structure.arguments})
 
-    def _placed(self, unit: Batch, values: Choices) -> tuple[dict[str, Array], Choices]:
+    def placed(self, unit: Batch, values: Choices) -> tuple[dict[str, Array], Choices]:
         """Arguments with the values of labels where these are missing, and the values of latents."""
         arguments, latents = self._arguments(unit), dict(values)
         for argument, site in self.structure.labels.items():
@@ -263,7 +243,7 @@ class Joint(eqx.Module):
             latents.pop(site.name, None)
         return arguments, latents
 
-    def _run(
+    def records(
         self,
         local: Array,
         shared: Array,
@@ -273,9 +253,10 @@ class Joint(eqx.Module):
         values: Choices | None = None,
         simulate: bool = False,
     ) -> dict[str, Record]:
+        """Every site of one run of the model at these numbers, and at `values` of discrete sites."""
         values = self._known(local, unit) | (values or {})
-        free = {**self.structure.unpack("global", shared), **self.structure.unpack("local", local)}
-        arguments, latents = self._placed(unit, values)
+        free = {**self.structure.unpack("global", shared), **self.structure.at(unit).unpack("local", local)}
+        arguments, latents = self.placed(unit, values)
         with reading(self.model):
             return run(
                 self.model,
@@ -287,7 +268,7 @@ class Joint(eqx.Module):
                 simulate=simulate,
             )
 
-    def _masks(self, records: dict[str, Record], unit: Batch, without: Collection[str] = ()) -> dict[str, Array]:
+    def masks_of(self, records: dict[str, Record], unit: Batch, without: Collection[str] = ()) -> dict[str, Array]:
         """Masks of one run's sites; arguments in `without` have a value everywhere."""
         axes = {a.name: a.axis for a in self.structure.arguments}
         masks = {name: mask for name, mask in unit.masks.items() if name not in without}

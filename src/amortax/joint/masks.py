@@ -45,7 +45,8 @@ def masked_log_prob(fn: Distribution, value: Array, mask: Array | None) -> Array
 def site_log_prob(record: Record, mask: Array | None, *, checked: bool = False) -> Array:
     """Log density of one recorded site in its batch shape: the user's own scale and mask, and `mask`, included.
 
-    The Jacobian belongs to the change of variables, not to the model: no scale or mask touches it.
+    The Jacobian belongs to the change of variables, not to the model: no scale or mask of the user's touches it. `mask`
+    does: what is none of the unit's own elements has no number.
 
     Whether the value lies in the support is not looked at again (it would cost 2% of a step of a small model) where it
     can't but: latents are made from unconstrained numbers, and of a `checked` site the value was seen to lie inside.
@@ -55,7 +56,11 @@ def site_log_prob(record: Record, mask: Array | None, *, checked: bool = False) 
         log_prob = _masked(record, mask)
     if record.scale is not None:
         log_prob = log_prob * record.scale
-    return log_prob if record.jacobian is None else log_prob + record.jacobian
+    if record.jacobian is None:
+        return log_prob
+    event_axes = tuple(range(-len(record.fn.event_shape), 0))
+    jacobian = record.jacobian if mask is None else jnp.where(jnp.all(mask, event_axes), record.jacobian, 0.0)
+    return log_prob + jacobian
 
 
 def _masked(record: Record, mask: Array | None) -> Array:
@@ -68,7 +73,7 @@ def _masked(record: Record, mask: Array | None) -> Array:
 def site_masks(
     model: Callable, structure: Structure, records: Mapping[str, Record], data: Batch, params: PyTree
 ) -> dict[str, Array]:
-    """Masks of observed and discrete sites (shape of the value) and factors (batch shape); none where all is real.
+    """Masks of observed and latent sites (shape of the value) and factors (batch shape); none where all is real.
 
     **Arguments**: `data` with arrays and masks in the model's layout, and lengths by unit, `(units,)` or `()`.
     """
@@ -76,7 +81,7 @@ def site_masks(
     derived = [s for s in structure.of("observed") if s.argument is None and s.per_unit]
     shadow = _shadow(model, structure, data, params) if derived and data.masks else {}
     found = {}
-    for site in structure.of("observed", "factor", "discrete"):
+    for site in structure.of("observed", "factor", "discrete", "local"):
         own = shadow.get(site.name)
         if site.argument in data.masks:
             own = jnp.expand_dims(data.masks[site.argument], site.added)

@@ -52,7 +52,7 @@ def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, ke
         alone = density(one, own)
         _compare(together, alone, index, structure)
         if data.lengths:
-            _compare_hidden(alone, density(_padded(one), own), structure)
+            _compare_hidden(alone, density(_padded(one), _stretched(own, structure)), structure)
     plates = tuple(
         dataclasses.replace(p, exchangeable=_exchangeable(p, structure, units, free, density, together))
         for p in structure.plates
@@ -250,6 +250,16 @@ def _padded(one: Batch) -> Batch:
     return Batch(longer(one.arrays, False), longer(one.masks, True), one.lengths)
 
 
+def _stretched(free: dict[str, np.ndarray], structure: Structure) -> dict[str, np.ndarray]:
+    """Latents of ragged plates with numbers for two more elements."""
+    ragged, found = {p.name for p in structure.plates if p.ragged}, dict(free)
+    for site in structure.of("local"):
+        for axis in (axis for name, axis in site.plate_axes.items() if name in ragged):
+            tail = np.take(found[site.name], [0, 0], axis=axis)
+            found[site.name] = np.concatenate([found[site.name], tail], axis=axis)
+    return found
+
+
 def _exchangeable(
     plate: InnerPlate,
     structure: Structure,
@@ -258,10 +268,10 @@ def _exchangeable(
     density: Density,
     together: Facts,
 ) -> bool:
-    """Reverses and shuffles the elements along the plate in every argument that lies along it."""
-    arguments = {a.name: a.plate_axis + 1 for a in structure.arguments if a.plate == plate.name}
-    inside = [s for s in structure.of("local", "global") if plate.name in s.dims]
-    if inside or not arguments:
+    """Reverses and shuffles the elements along the plate in every argument and local that lies along it."""
+    arguments = {a.name: a.dims.index(plate.name) + 1 for a in structure.arguments if plate.name in a.dims}
+    places = {s.name: (s.unit_axis, s.plate_axes[plate.name]) for s in structure.of("local") if plate.name in s.plates}
+    if not arguments or any(plate.name in s.plates for s in structure.of("global")):
         return False
     shuffled = np.random.default_rng(0)
 
@@ -270,10 +280,12 @@ def _exchangeable(
             return {n: _permute(x, arguments[n], orders) if n in arguments else x for n, x in values.items()}
 
         size = units.arrays[next(iter(arguments))].shape[arguments[next(iter(arguments))]]
-        lengths = next((units.lengths[n] for n in arguments if n in units.lengths), None)
+        lengths = next((units.lengths[n] for n in arguments if n in units.lengths), None) if plate.ragged else None
         own = [size] * len(next(iter(units.arrays.values()))) if lengths is None else np.asarray(lengths).tolist()
         orders = np.stack([np.concatenate([order(n), np.arange(n, size)]) for n in own]).astype(int)
-        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), free)
+        moved = {n: _permute(jnp.moveaxis(free[n], at, (0, 1)), 1, orders) for n, at in places.items()}
+        local = {n: np.asarray(jnp.moveaxis(x, (0, 1), places[n])) for n, x in moved.items()}
+        other = density(Batch(permuted(units.arrays), permuted(units.masks), units.lengths), free | local)
         pairs = ((together[s.name], other[s.name]) for s in structure.of(*DENSE))
         return all(_close(np.sum(x), np.sum(y), float(np.sum(np.abs(x)))) for x, y in pairs)
 

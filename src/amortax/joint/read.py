@@ -26,9 +26,11 @@ from .refuse import (
     refuse_ragged_events,
     refuse_sites,
     refuse_sizes,
+    refuse_tied,
     refuse_unobserved,
 )
 from .structure import Argument, InnerPlate, Role, Site, Structure
+from .tree import tied
 from .whole import Whole
 
 Frames = Mapping[int, tuple[str, int]]  # dim -> (plate, size)
@@ -50,7 +52,7 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, miss
     refuse_sites(model, one, plate)
     inner = _inner_plates(model, data, axes, one, plate)
     refuse_forgotten(model, specs, one)
-    refuse_latents(one, {p.name for p in inner if p.ragged}, plate)
+    refuse_latents(one, plate)
     refuse_sizes(one, whole, plate)
     choices = choices_of(model, specs, [s.name for s in one.values() if s.discrete and not s.observed])
     refuse_unlisted(one, choices, plate)
@@ -74,7 +76,14 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, miss
         cannot_simulate=_cannot_simulate(one, links, arguments),
         whole=isinstance(model, Whole),
     )
+    return _element_by_element(structure, links)
+
+
+def _element_by_element(structure: Structure, links: Dependencies) -> Structure:
+    """Whether elements of inner plates may be summed, and inferred, one by one."""
     refuse_sums(structure, links.follows)
+    structure = dataclasses.replace(structure, tied=tied(structure, links.follows))
+    refuse_tied(structure)
     return structure
 
 

@@ -11,7 +11,7 @@ from .._errors import DataError, ModelError
 from .._types import Batch
 from .layout import omitted_arguments
 from .observe import Seen, name_of, observe
-from .structure import Argument
+from .structure import Argument, Structure
 
 NESTED = """write one row per unit and nest the plates:
     with numpyro.plate("{plate}", x.shape[0], dim=-2):       # x: (units, elements)
@@ -87,8 +87,8 @@ def _refuse_counted_twice(site: Seen) -> None:
         )
 
 
-def refuse_latents(seen: dict[str, Seen], ragged: set[str], plate: str) -> None:
-    """Latents that no block can hold: discrete ones shared by all units, continuous ones inside a ragged plate."""
+def refuse_latents(seen: dict[str, Seen], plate: str) -> None:
+    """Latents that no block can hold: discrete ones shared by all units."""
     for site in seen.values():
         if site.kind != "sample" or site.observed:
             continue
@@ -98,12 +98,19 @@ def refuse_latents(seen: dict[str, Seen], ragged: set[str], plate: str) -> None:
                 f"discrete sites of a unit are summed; move it into plate '{plate}', observe it, or sum it out, e.g. "
                 "with numpyro.distributions.MixtureSameFamily"
             )
-        inside = [] if site.discrete else [name for name, _, _ in site.plates if name in ragged]
-        if inside:
-            raise ModelError(
-                f"site '{site.name}' is a latent inside the ragged plate '{inside[0]}': its number of values differs "
-                f"by unit; make '{inside[0]}' the amortized plate, or integrate '{site.name}' out"
-            )
+
+
+def refuse_tied(structure: Structure) -> None:
+    """Numeric latents in a ragged plate, of which units have different numbers, are inferred element by element."""
+    if not (structure.stretches and structure.tied):
+        return
+    ragged = {p.name for p in structure.plates if p.ragged}
+    site = next(s for s in structure.of("local") if s.plates & ragged)
+    raise ModelError(
+        f"site '{site.name}' is a latent inside the ragged plate '{min(site.plates & ragged)}', whose elements must be "
+        f"independent given what stands above them, but {structure.tied}; write that site inside the plate, or "
+        "leave out what ties the elements"
+    )
 
 
 def refuse_sizes(one: dict[str, Seen], more: dict[str, Seen], plate: str, what: str = "number of units") -> None:

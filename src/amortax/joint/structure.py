@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from jax import Array
 from jax import numpy as jnp
 
 from .._errors import ArtifactError
+from .._types import Batch
 
 Role = Literal["local", "global", "discrete", "observed", "factor", "deterministic"]
 DENSE: tuple[Role, ...] = ("local", "global", "discrete", "observed", "factor")  # all that have a log density
@@ -35,9 +37,11 @@ class Site:
     checkable: bool = False  # observed in each unit, with a support that depends on no latent
     choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
 
-    def facts(self) -> tuple[Any, ...]:
-        """What makes it the same site, whatever the lengths of the data."""
-        shape = self.free_shape if self.role in ("local", "global") else self.event_dim
+    def facts(self, loose: Collection[str] = ()) -> tuple[Any, ...]:
+        """What makes it the same site, whatever the lengths of the data along `loose` plates."""
+        shape: Any = self.event_dim
+        if self.role in ("local", "global"):
+            shape = self.at(dict.fromkeys(loose, 0)).free_shape
         where = "per unit" if self.per_unit else "shared"
         return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
 
@@ -61,6 +65,14 @@ class Site:
         ndim = len(self.model_shape)
         kept = [axis for axis in range(ndim) if axis - ndim not in self.dropped]
         return {name: axis for axis, name in zip(kept, self.dims, strict=True) if name is not None}
+
+    def at(self, sizes: Mapping[str, int]) -> Site:
+        """The same with plates of these sizes."""
+        free, model, kept = list(self.free_shape), list(self.model_shape), list(self.kept_shape)
+        for name, axis in self.plate_axes.items():
+            if name in sizes:
+                free[axis] = model[axis] = kept[self.dims.index(name)] = sizes[name]
+        return dataclasses.replace(self, free_shape=tuple(free), model_shape=tuple(model), kept_shape=tuple(kept))
 
     @property
     def unit_axis(self) -> int:
@@ -102,6 +114,7 @@ class Argument:
     role: Literal["observed", "covariate"]
     plate: str | None = None  # the inner plate along which its elements lie
     plate_axis: int = 0  # the axis of one unit's array along that plate
+    dims: tuple[str | None, ...] = ()  # the inner plate along each axis of one unit's array
     masked: bool = False
     categories: int | None = None  # an index into an axis of this length
     first_category: int = 0  # the value that stands for its first element
@@ -109,9 +122,11 @@ class Argument:
     needed: str = ""  # why none of it may be missing, or empty
     complete: bool = False  # a label of which none was missing when the model was read, but may be later
 
-    def facts(self) -> tuple[Any, ...]:
-        """What makes it the same argument."""
-        return (self.dtype, self.shape, self.axis, self.role, self.categories, self.first_category)
+    def facts(self, other: Argument) -> tuple[Any, ...]:
+        """What makes it the same argument as `other`, along axes of which neither leaves the length open."""
+        lengths = zip(self.shape, other.shape, strict=False)
+        shape = tuple(None if None in (n, m) else n for n, m in lengths), len(self.shape)
+        return (self.dtype, shape, self.axis, self.role, self.categories, self.first_category)
 
     @property
     def ragged(self) -> bool:
@@ -141,6 +156,7 @@ class Structure:
     plates: tuple[InnerPlate, ...]
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
+    tied: str = ""  # why numbers in inner plates are not independent given those above them, or empty
     classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
     whole: bool = False  # a unit is one call of the model (plate=None)
     sampled: bool = False  # that q draws their values and does not list them, so that they may be any number
@@ -177,6 +193,36 @@ class Structure:
         """For every site its plates, the shape of its unconstrained value, and the axes along these plates."""
         axes = ((site.plate_axes, site.free_shape) for site in self.of(role))
         return tuple((tuple(along), shape, tuple(along.values())) for along, shape in axes)
+
+    @property
+    def outermost_first(self) -> tuple[str, ...]:
+        """The inner plates in the order of their axes, those of one axis in the model's."""
+        return tuple(plate.name for plate in sorted(self.plates, key=lambda plate: plate.dim))
+
+    @property
+    def loose(self) -> frozenset[str]:
+        """The inner plates whose size the data decide, unit by unit or set by set."""
+        return frozenset(p for a in self.arguments for p, n in zip(a.dims, a.shape, strict=False) if p and n is None)
+
+    @property
+    def stretches(self) -> bool:
+        """Whether numeric locals stand in such a plate, so that longer units have more of them."""
+        return any(site.plates & self.loose for site in self.of("local"))
+
+    def at(self, unit: Batch) -> Structure:
+        """The same with as many latents as the arrays of `unit`, or of a batch of them, have places for."""
+        if not self.stretches:
+            return self
+        sizes = {}
+        for argument in self.arguments:
+            shape = unit.arrays[argument.name].shape[-len(argument.shape) :] if argument.shape else ()
+            sizes |= {p: n for p, n in zip(argument.dims, shape, strict=False) if p in self.loose}
+        sites = tuple(site.at(sizes) if site.role == "local" else site for site in self.sites)
+        return dataclasses.replace(self, sites=sites)
+
+    def supports(self, role: Literal["local", "global"]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """For every site its name, its support and the shape of its unconstrained value."""
+        return tuple((site.name, site.support, site.free_shape) for site in self.of(role))
 
     def argument(self, name: str) -> Argument:
         """The argument called `name`."""
@@ -217,11 +263,13 @@ class Structure:
 
     def difference(self, other: Structure) -> str:
         """The first difference in words, empty if equal; names of functions, lengths and probed facts may differ."""
-        mine = {f"site '{s.name}'": s.facts() for s in self.sites} | {
-            f"argument '{a.name}'": a.facts() for a in self.arguments
+        loose, known = self.loose | other.loose, {a.name: a for a in other.arguments}
+        ours = {a.name: a for a in self.arguments}
+        mine = {f"site '{s.name}'": s.facts(loose) for s in self.sites} | {
+            f"argument '{a.name}'": a.facts(known.get(a.name, a)) for a in self.arguments
         }
-        yours = {f"site '{s.name}'": s.facts() for s in other.sites} | {
-            f"argument '{a.name}'": a.facts() for a in other.arguments
+        yours = {f"site '{s.name}'": s.facts(loose) for s in other.sites} | {
+            f"argument '{a.name}'": a.facts(ours.get(a.name, a)) for a in other.arguments
         }
         for key in [*mine, *(k for k in yours if k not in mine)]:
             if mine.get(key) != yours.get(key):

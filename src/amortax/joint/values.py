@@ -31,7 +31,7 @@ def check_values(joint: Joint, data: Batch, labels: Sequence[Any], stand_ins: Co
     structure = joint.structure
     for argument in structure.arguments:
         if argument.needed:
-            _check_complete(argument, data, labels, structure.plate)
+            _check_complete(argument, data, labels, structure)
         if argument.categories is not None:
             _check_index(argument, data, labels, structure.plate)
     observed = tuple(s for s in structure.of("observed") if s.per_unit)
@@ -70,11 +70,11 @@ def _bucketed(data: Batch) -> Batch:
     return Batch(longer(data.arrays, True), longer(data.masks, False), data.lengths)
 
 
-def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], plate: str) -> None:
+def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], structure: Structure) -> None:
     if argument.name not in data.masks:
         return
-    mask = data.masks[argument.name]
-    missing = own_places(mask, data.lengths.get(argument.name)) & ~np.asarray(mask)
+    mask, plate = data.masks[argument.name], structure.plate
+    missing = own_places(mask, data.lengths.get(argument.name)) & ~np.asarray(mask) & ~_idle(argument, data, structure)
     if found := _first(missing):
         count = int(missing.sum())
         raise DataError(
@@ -82,6 +82,17 @@ def _check_complete(argument: Argument, data: Batch, labels: Sequence[Any], plat
             f"{f' and {count - 1} more places' if count > 1 else ''}, but {argument.needed}; drop those rows, impute "
             f"'{argument.name}', or model it with a sample site"
         )
+
+
+def _idle(argument: Argument, data: Batch, structure: Structure) -> np.ndarray:
+    """Where a covariate may be missing since nothing is observed: its element is no more than padding within a unit."""
+    own = {name for site in structure.of("local", "discrete") for name in site.plates}
+    beside = [a for a in structure.arguments if a.role == "observed" and a.dims == argument.dims]
+    inner = [name for name in argument.dims if name is not None]
+    if argument.role == "observed" or len(inner) < 2 or inner[-1] in own or not beside:
+        return np.zeros(np.shape(data.arrays[argument.name]), bool)
+    shown = [np.asarray(data.masks.get(a.name, np.ones(np.shape(data.arrays[a.name]), bool))) for a in beside]
+    return ~np.any(shown, axis=0)
 
 
 def _check_index(argument: Argument, data: Batch, labels: Sequence[Any], plate: str) -> None:

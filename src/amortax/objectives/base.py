@@ -28,6 +28,7 @@ class Minibatch(eqx.Module):
     groups: tuple[Batch, ...]
     num_units: Float[Array, ""]  # N, the units that the minibatch stands for
     step: Int[Array, ""]  # of training, for schedules
+    shared: Float[Array, "count g"] | None = None  # draws of the globals, where the caller wants the slope at each
 
     @property
     def scale(self) -> Float[Array, ""]:

@@ -73,14 +73,20 @@ def mean_bound(
 
         mean over v ~ q(v) of  [ log p(v) - log q(v) + N/B Σ_i bound_i(v) ] / N
 
-    `units` takes (key, batch, contexts, v) and gives those bounds for a batch, and log p(v), which comes along.
+    `units` takes (key, batch, contexts, v) and gives those bounds for a batch, and log p(v), which comes along. Where
+    the minibatch has draws of the globals, these are taken, and the bound is seen through them alone.
     """
     contexts = tuple(guide.encode(batch) for batch in minibatch.groups)
     shared_key, local_key = jax.random.split(key)
 
-    def particle(noise: Array, key: Array) -> Array:
+    def place(at: Array, component: Component) -> tuple[Array, Array]:
+        if minibatch.shared is not None:
+            return at, stopped(guide).shared_log_prob(at)
+        return shared_draw(at, component, guide, path_derivative=path_derivative)
+
+    def particle(at: Array, key: Array) -> Array:
         def given(component: Component) -> Array:
-            shared, log_shared = shared_draw(noise, component, guide, path_derivative=path_derivative)
+            shared, log_shared = place(at, component)
             keys = split_key(key, len(contexts))
             found = [units(*group, shared) for group in zip(keys, minibatch.groups, contexts, strict=True)]
             unit = jnp.concatenate([bounds for bounds, _ in found])
@@ -88,8 +94,8 @@ def mean_bound(
 
         return over_components(guide.shared_log_shares(), given)
 
-    noises = shared_noises(shared_key, guide, count)
-    return mean_over(particle, noises, split_key(local_key, count))
+    points = shared_noises(shared_key, guide, count) if minibatch.shared is None else minibatch.shared
+    return mean_over(particle, points, split_key(local_key, points.shape[0]))
 
 
 def mean_over(value: Callable[..., Array], *particles: Array) -> Array:
@@ -124,7 +130,7 @@ def local_draws(
 
     With `path_derivative`, log q is seen through its draws only, as far as `path_share` says.
     """
-    noise = guide.local_noise(key, batch_size(batch))
+    noise = guide.local_noise(key, joint, batch, batch_size(batch))
     path = path_derivative and guide.cheap_log_prob and guide.local is not None
 
     def of(component: Component) -> tuple[Array, ...]:

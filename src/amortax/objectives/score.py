@@ -135,7 +135,7 @@ def drawn_weights(
     def draw(key: Array) -> Draws:
         choice_key, key = jax.random.split(key)
         at = guide.at_choices(choice_key, context, shared, batch, joints[1])
-        noise = guide.local_noise(key, 1, batch_size(batch))
+        noise = guide.local_noise(key, joints[1], batch, 1, batch_size(batch))
         each = plain_weights(noise, guide, joints, at, context, shared)
         log_choice = guide.choices_log_prob(context, shared, at, joints[1])
         digits = jnp.asarray(at.choice, each.local.dtype)

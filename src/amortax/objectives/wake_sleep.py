@@ -109,7 +109,7 @@ class WakeSleep(AbstractObjective):
         if guide.draws_choice:
             each = drawn_weights(key, still_guide, joints, batch, still_context, shared, count=self.num_particles)
         else:
-            noise = guide.local_noise(key, self.num_particles, batch_size(batch))
+            noise = guide.local_noise(key, joint, batch, self.num_particles, batch_size(batch))
             each = plain_weights(noise, still_guide, joints, batch, still_context, shared)
         bound = power_mean(each.log_weight, each.log_share, 0.0)
         if self.wake_share == 0:

@@ -114,7 +114,7 @@ def unit_bounds(
     The plain gradient serves where the local family's density is dear at other than its own draws, and for mixtures:
     they draw from every component, and a draw of one component is none of another.
     """
-    noise = guide.local_noise(key, count, batch_size(batch))
+    noise = guide.local_noise(key, joint, batch, count, batch_size(batch))
     local = guide.local
     if doubly_reparametrised and local is not None and guide.local_components == 1 and local.family.cheap_log_prob:
         log_weight, log_prior = _doubly(noise, guide, joint, batch, context, shared, alpha=alpha, outer=outer)

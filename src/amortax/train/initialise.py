@@ -15,10 +15,13 @@ from jaxtyping import Array
 
 from .._types import Batch, Fixed
 from ..encoders.base import training_statistics
+from ..families.exponential import ExponentialFamily
+from ..families.nested import nested
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.levels import levels_of
 from ..joint.probe import initial_params
+from ..joint.tree import Tree, tree_of
 from ..plan import Plan
 
 PRIOR_DRAWS, FEWEST_DRAWS = 1000, 100  # in all, and given one choice or where globals are very many
@@ -38,19 +41,24 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
         guide = eqx.tree_at(
             lambda g: g.encoder.features.statistics, guide, Fixed(jax.tree.map(jnp.asarray, statistics))
         )
-    shared, local = prior_whitening(joint, data, prior_key)
+    shared, local = prior_whitening(joint, data, prior_key, by_elements=isinstance(plan.family, nested))
     if guide.shared is not None:
-        guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(shared))
+        family = guide.shared.family
+        framed = family.own_frame(shared) if isinstance(family, ExponentialFamily) else shared
+        guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(framed))
     if guide.local is not None:
         guide = eqx.tree_at(lambda g: g.local.whitening, guide, Fixed(local))
     return joint, guide
 
 
-def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+def prior_whitening(
+    joint: Joint, data: Batch, key: Array, *, by_elements: bool = False
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Center and scale of globals and of locals, unconstrained, over draws of the prior at the data's covariates.
 
     Those of locals that follow a learned choice are given that choice, one row for each if they are listed: a q of them
-    that starts where they can't be under a choice would never learn that it is possible.
+    that starts where they can't be under a choice would never learn that it is possible. With `by_elements` all
+    elements of a level share theirs.
     """
     size = len(next(iter(data.arrays.values())))
     count = int(np.clip(MOST_NUMBERS // max(joint.shared_size, 1), FEWEST_DRAWS, PRIOR_DRAWS))
@@ -58,11 +66,14 @@ def prior_whitening(joint: Joint, data: Batch, key: Array) -> tuple[dict[str, Ar
     units = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), data)
     listed = joint.structure.learned and not joint.structure.drawn
     choices = levels_of(joint.structure)[0].size if listed else None
+    tree = tree_of(joint.structure)
     if "improper" in joint.structure.cannot_simulate:
-        own = _neutral(joint.structure.size("local"))
+        own = _neutral(sum(x.width for x in tree.levels) if by_elements else joint.structure.size("local"))
         return _neutral(joint.shared_size), own if choices is None else _stacked([own] * choices)
     local, shared = _simulate(joint, jax.random.split(key, count), units)
     whole = _quartiles(np.asarray(shared), _bent(joint, "global"))
+    if by_elements:
+        return whole, _pooled(tree_of(joint.structure.at(data)), np.asarray(local), joint.at(data))
     if choices is None:
         return whole, _quartiles(np.asarray(local), _bent(joint, "local"))
     few = max(count // choices, FEWEST_DRAWS)
@@ -83,6 +94,15 @@ def _simulate_choices(joint: Joint, keys: Array, units: Batch, choices: Array) -
     return jax.vmap(
         lambda choice: jax.vmap(lambda key, unit: joint.draw_latents(key, unit.at(choice))[0])(keys, units)
     )(choices)
+
+
+def _pooled(tree: Tree, draws: np.ndarray, joint: Joint) -> dict[str, Array]:
+    """One center and scale for each number of an element, over all elements of its level."""
+    bent, found = _bent(joint, "local"), []
+    for level in tree.levels:
+        index = level.index().reshape(-1, level.width)
+        found.append(_quartiles(draws[:, index].reshape(-1, level.width), bent[index[0]]))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
 
 def _stacked(each: list[dict[str, Array]]) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from ..objectives.base import AbstractObjective, batch_size
 from .faults import at_fault
 from .groups import by_length
 from .minibatches import sources, units_per_step
+from .natural import check_natural
 from .progress import Progress
 from .record import Record
 from .schedule import MOST_SETBACKS, WINDOW, Schedule, adam, diverges, overfits, rises, set_step_size
@@ -148,6 +149,7 @@ def train(
     batch = units_per_step(objective, run.batch_size, size, held_out=data.held_out is not None)
     resident = sum(x.nbytes for x in jax.tree.leaves(data.units)) <= RESIDENT_BYTES
     transformation = optax.with_extra_args_support(optimizer or adam())
+    check_natural(transformation, objective, pair[1])
     params, rest = split_trainable(*pair)
     groups = (by_length(data.units) if batch == size else (data.units,)) if resident else None
     resident_groups = jax.tree.map(jnp.asarray, groups)

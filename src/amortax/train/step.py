@@ -23,7 +23,9 @@ from .._types import Batch, PyTree, trainable
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, Loss, Minibatch
+from ..objectives.elbo import ELBO
 from ..objectives.estimators import local_draws
+from .natural import Losses, NaturalSteps, gradient_and_slopes
 from .rows import gather, map_rows, renumbered, scatter
 from .schedule import of_globals
 
@@ -75,13 +77,13 @@ def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tupl
     """(state, loss, NaN if anything is not finite) of one update; guarded, such a one changes nothing but the key."""
     key, noise = jax.random.split(state.key)
 
-    def loss_of(params: PyTree) -> tuple[Array, Array]:
+    def loss_of(params: PyTree, shared: Array | None) -> tuple[Array, Array]:
         joint, guide = eqx.combine(params, setting.rest)
-        loss = setting.objective(noise, guide, joint, Minibatch(groups, setting.num_units, state.step))
+        loss = setting.objective(noise, guide, joint, Minibatch(groups, setting.num_units, state.step, shared))
         return loss.value, loss.elbo_per_unit
 
-    (value, elbo), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params, value=value)
+    (value, elbo), gradient, told = _differentiate(setting, state, loss_of, noise)
+    updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params, value=value, **told)
     finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
     params = optax.apply_updates(state.params, updates)
     if setting.guarded:
@@ -90,6 +92,18 @@ def take_step(setting: Setting, state: State, groups: tuple[Batch, ...]) -> tupl
             lambda new, old: jnp.where(finite, new, old), (params, optimizer), (state.params, state.optimizer)
         )
     return State(params, optimizer, key, state.step + 1), Loss(jnp.where(finite, value, jnp.nan), elbo)
+
+
+def _differentiate(
+    setting: Setting, state: State, loss_of: Losses, key: Array
+) -> tuple[tuple[Array, Array], PyTree, dict[str, Array]]:
+    """(loss and bound), gradient, and what the optimizer is told beside it."""
+    if not isinstance(setting.optimizer, NaturalSteps):
+        return *jax.value_and_grad(loss_of, has_aux=True)(state.params, None), {}
+    assert isinstance(setting.objective, ELBO)
+    guide, count = eqx.combine(state.params, setting.rest)[1], setting.objective.num_particles
+    losses, gradient, seen = gradient_and_slopes(loss_of, state.params, guide, key, count, setting.num_units)
+    return losses, gradient, seen._asdict()
 
 
 def run_block(fixed: tuple[Setting, PyTree, Array], state: State) -> tuple[State, BlockResult]:
