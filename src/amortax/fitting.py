@@ -19,6 +19,7 @@ from .joint.joint import Joint
 from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
 from .own import remember, table_of, with_rows
+from .pairs import is_pairs, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
@@ -45,7 +46,8 @@ def fit(
     **Arguments:**
 
     - `guide`: what `amortize` returned, or a posterior to train on from where it is.
-    - `data`: as for `amortize`; it may be other units than those that were planned for.
+    - `data`: as for `amortize`; it may be other units than those that were planned for. For whole data sets also
+      (latents, data) pairs, as `simulate` makes them: latent site -> values, data sets first.
     - `key`: a typed JAX key, `jax.random.key(0)`.
     - `objective`: `IWELBO(8)`, say; default `ELBO()`, with 8 particles where there are globals and few units, 2 with
       many, else 1.
@@ -63,16 +65,17 @@ def fit(
     check_key(key, FitError)
     _check_objective(objective, guide)
     init_key, train_key = jax.random.split(key)
+    latents, data = data if is_pairs(data) else (None, data)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
-        training, held_out = _hold_out(plan, found, run, guide.joint)
+        training, held_out, local = _split(plan, found, run, guide.joint, latents)
         pair = (guide.joint, guide.guide)
     else:
         found = as_units(data, guide.model, guide.structure.plate)
         plan = guide.for_units(len(found))
         model = Joint(plan.model, plan.structure, _params(plan, found))
         found = conform(found, model)
-        training, held_out = _hold_out(plan, found, run, model)
+        training, held_out, local = _split(plan, found, run, model, latents)
         joint, built = initialise(plan, to_batch(training), init_key)
         pair = (joint, remember(built, training))
     training = _in_their_rows(training, pair[1])
@@ -80,7 +83,7 @@ def fit(
         run = dataclasses.replace(run, batch_size=OWN_BATCH)
     joint, built, record = train(
         pair,
-        TrainingData(drop_full_masks(to_batch(training), plan.structure), training.labels.tolist(), held_out),
+        TrainingData(_batch(training, local, plan), training.labels.tolist(), held_out),
         key=train_key,
         objective=objective or ELBO(num_particles=_particles(plan, training)),
         optimizer=optimizer,
@@ -88,6 +91,22 @@ def fit(
     )
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     return Posterior(plan, joint, built, record, found.schema)
+
+
+def _batch(training: Units, local: np.ndarray | None, plan: Plan) -> Batch:
+    return dataclasses.replace(drop_full_masks(to_batch(training), plan.structure), latents=local)
+
+
+def _split(
+    plan: Plan, found: Units, run: Run, joint: Joint, latents: Any
+) -> tuple[Units, Batch | None, np.ndarray | None]:
+    """(units to train on, held-out batch, and of pairs the latents of the former)."""
+    if latents is None:
+        return *_hold_out(plan, found, run, joint), None
+    if plan.free or run.validation is not None:
+        raise FitError("(latents, data) pairs: a tenth is held out, and am.free() has no answer for it; leave it out")
+    training, local, held_out = split_pairs(with_latents(latents, found, joint), found, plan.structure)
+    return training, held_out, local
 
 
 def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterior) -> None:
