@@ -69,8 +69,8 @@ class Batch(eqx.Module):
     for every argument that may have missing or padded places (True = a real value); `lengths` has the
     true number of elements of every ragged argument; `rows` says where units with parameters of their own
     have them (`encoders.free`), None without; `choice` the values of discrete sites at which a unit stands, if at
-    some (`joint.assignments`), so that its locals are numbers alone; `latents` the unconstrained locals that made its data
-    where it was simulated, None where nobody knows. On the host all are NumPy's.
+    some (`joint.assignments`), so that its locals are numbers alone; `latents` the unconstrained locals that made
+    its data where it was simulated, None where nobody knows. On the host all are NumPy's.
     """
 
     arrays: dict[str, AnyArray]

@@ -1,7 +1,8 @@
-"""What are (latents, data) pairs? Whole data sets with the latents that made them: simulated here, in memory, or elsewhere.
+"""What are (latents, data) pairs? Whole data sets with the latents that made them, simulated here or elsewhere.
 
 Forward KL trains q on such pairs alone, -log q(u | d) in the mean, so that the number of simulations is the number of
-pairs. Pairs are finitely many: a tenth of them is held out, and their loss chooses the parameters.
+pairs; their simulator may have no density. Pairs are finitely many: a tenth of them is held out, and the loss of that
+tenth chooses the parameters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ._types import Batch, check_key, whole_number
 from .data import Units
 from .intake import conform, drop_full_masks, to_batch
 from .interop import values_of
+from .joint.inverse import unconstrain
 from .joint.joint import Joint
 from .joint.structure import Structure
 from .plan import Plan
@@ -134,7 +136,7 @@ def with_latents(latents: Mapping[str, Any], data: Units, joint: Joint) -> Float
 
 @eqx.filter_jit
 def _unconstrain(joint: Joint, values: dict[str, Array], batch: Batch) -> tuple[Array, Array]:
-    local, _, jacobian = jax.vmap(joint.unconstrain)(values, batch)
+    local, _, jacobian = jax.vmap(unconstrain, (None, 0, 0))(joint, values, batch)
     return local, jnp.isfinite(jacobian.unit)
 
 

@@ -86,9 +86,18 @@ def test_constrained_latents_become_unconstrained_ones():
         with_latents(latents, data, joint)
 
 
-def test_pairs_train_to_the_exact_posterior(plan):
-    pairs = am.simulate(plan, 4000, key=jax.random.key(0))
-    posterior = am.fit(plan, pairs, key=jax.random.key(1), objective=am.ForwardKL(), num_steps=1000, batch_size=256)
+def no_density(x):
+    numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0))
+    numpyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (3,)), obs=x)
+
+
+def test_pairs_from_a_file_train_to_the_exact_posterior(plan, tmp_path):
+    latents, data = am.simulate(plan, 4000, key=jax.random.key(0))
+    np.savez(tmp_path / "pairs.npz", z=latents["z"], x=data.arrays["x"])
+    with np.load(tmp_path / "pairs.npz") as stored:
+        pairs = {"z": stored["z"]}, {"x": stored["x"]}
+    without = am.amortize(no_density, pairs[1], plate=None)  # their simulator's density is told to nobody
+    posterior = am.fit(without, pairs, key=jax.random.key(1), num_steps=1000, batch_size=256)
     assert posterior.record.num_units == 3600
     assert posterior.record.validation_elbo_per_unit == ()
     _, x = LINEAR.simulate(np.random.default_rng(3), 100)
@@ -98,11 +107,22 @@ def test_pairs_train_to_the_exact_posterior(plan):
     assert float(np.mean(normal_kl(draws.mean("sample").values, each, means, covariance))) < 0.02
 
 
+def test_what_has_no_sampler_is_not_simulated():
+    without = am.amortize(no_density, {"x": np.zeros((2, 3))}, plate=None)
+    reason = "can't be simulated: observed site 'x' has no sampler"
+    with pytest.raises(ModelError, match=reason):
+        am.simulate(without, 5, key=jax.random.key(0))
+    with pytest.raises(ModelError, match=reason):
+        am.fit(without, {"x": np.zeros((2, 3))}, key=jax.random.key(1), objective=am.ForwardKL(), num_steps=1)
+
+
 def test_wrong_pairs_are_refused(plan):
     latents, data = am.simulate(plan, 20, key=jax.random.key(0))
     fit = {"key": jax.random.key(1), "objective": am.ForwardKL(), "num_steps": 1}
     with pytest.raises(DataError, match="has 'w', which is no latent"):
         am.fit(plan, ({**latents, "w": latents["z"]}, data), **fit)
+    with pytest.raises(FitError, match=r"run.validation: of \(latents, data\) pairs a tenth is held out"):
+        am.fit(plan, (latents, data), run=am.Run(validation=data), **fit)
     with pytest.raises(DataError, match="values has no site 'z'"):
         am.fit(plan, ({}, data), **fit)
     with pytest.raises(DataError, match="one value for each of the 20 units"):
