@@ -14,6 +14,7 @@ _HOME = {
     "fit": "fitting",
     "fit_density": "train.density",
     "load": "posterior",
+    "simulate": "pairs",
     "compare": "comparison",
     "to_datatree": "interop",
     "units": "data.arrays",
