@@ -6,8 +6,9 @@ With T steps of d numbers, in the standardised numbers ε_t,
 
 so that log q is the sum of T normals, and a draw a linear recurrence, which an associative scan runs in log T rounds on
 an accelerator; a CPU takes the T steps one by one (30 times faster there with four numbers a step,
-`benchmarks/series.py`). The posterior of a linear-Gaussian state space model is such a normal (Rauch, Tung and Striebel 1965); numbers
-that are independent given their neighbours have no better one. A, L and m of every step come from the context.
+`benchmarks/series.py`). The posterior of a linear-Gaussian state space model is such a normal (Rauch, Tung and Striebel
+1965); numbers that are independent given their neighbours have no better one. A, L and m of every step come from the
+context.
 """
 
 from __future__ import annotations
