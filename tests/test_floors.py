@@ -36,7 +36,7 @@ FLOORS = (
     ("train",),
     ("psis", "chunks", "importance", "evidence", "answer"),
     ("checks",),
-    ("artifact", "interop", "elsewhere", "filter", "posterior", "comparison", "fitting"),
+    ("artifact", "interop", "elsewhere", "pairs", "filter", "posterior", "comparison", "fitting"),
     ("models",),
     ("plots", "demo_report", "demo", "cli"),
 )

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._errors import DataError, check_entries
-from ._recipe import Recipe, from_json
+from ._errors import check_entries
+from ._recipe import Recipe, filled, from_json
 from ._types import Batch, Fixed
 from .beliefs import beliefs_of, build_beliefs, is_filtering
 from .data.arrays import units
@@ -25,15 +25,17 @@ from .describe import describe
 from .encoders.base import Inputs
 from .encoders.dense import dense
 from .encoders.free import free
+from .encoders.sequence import recurrent
 from .encoders.sets import deep_set
 from .families.blocks import blocks
 from .families.discrete import Categorical, categorical
+from .families.markov import markov
 from .families.nested import nested
 from .families.normal import diagonal, full
 from .guide import Block, Guide
 from .heads import concatenate, newton
 from .inputs import inputs_of
-from .intake import as_units, to_batch
+from .intake import as_units, to_batch, with_gaps
 from .joint.assignments import element_counts
 from .joint.joint import Joint
 from .joint.levels import refuse_too_many
@@ -44,9 +46,17 @@ from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .joint.whole import DATASET, whole
-from .nesting import build_nested, by_elements, elements_are_independent, loosened, refuse_others
+from .nesting import build_nested, by_elements, elements_are_independent, goes_by_step, loosened, refuse_others
 from .own import first_row, own_family
-from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
+from .unsuited import (
+    check_head,
+    check_latents,
+    check_missing,
+    refuse_idle,
+    refuse_one,
+    refuse_without_numbers,
+    with_choice,
+)
 
 RECIPE_NAMES = ("encoder", "head", "family", "shared_family", "classifier")
 FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
@@ -133,7 +143,9 @@ class Plan:
         check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])
         recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
-        return Plan(model, structure, inputs_of(structure, isinstance(recipes["family"], nested)), **recipes)
+        family = recipes["family"]
+        inputs = inputs_of(structure, isinstance(family, nested), isinstance(family, markov) and bool(family.by_step))
+        return Plan(model, structure, inputs, **recipes)
 
     def __str__(self) -> str:
         return describe(self)
@@ -160,7 +172,7 @@ def choose(
     refuse_too_many(structure)
     if split := by_elements(structure, family):
         structure = loosened(structure)
-    inputs = inputs_of(structure, split)
+    inputs = inputs_of(structure, split, goes_by_step(structure, encoder, family))
     local, shared = structure.size("local"), structure.size("global")
     check_latents(structure)
     if not local:
@@ -171,18 +183,18 @@ def choose(
     if not structure.classified:
         refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
-    chosen["head"] = _head(structure, encoder, head, split=split)
+    chosen["head"] = _head(structure, encoder, head, split=split, by_step=inputs.by_step)
     if local or structure.drawn:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
-        left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
-        small = full() if local <= FULL_LOCAL else diagonal()
-        chosen["family"] = _with(family or (nested() if split else small), left_open)
+        depth = 1 if shared or structure.classified or inputs.by_step else 0
+        left_open = {"depth": depth, "layout": structure.layout("local"), "by_step": inputs.by_step}
+        chosen["family"] = filled(family or _family(local, split=split), left_open)
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
         left_open = {"layout": structure.layout("global"), "sites": structure.supports("global")}
-        chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
+        chosen["shared_family"] = filled(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
     return _whole_plan(model, structure, inputs, chosen)
 
 
@@ -192,7 +204,16 @@ def _whole_plan(model: Callable, structure: Structure, inputs: Inputs, recipes: 
     return plan
 
 
-def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool) -> Recipe | None:
+def _family(size: int, *, split: bool) -> Recipe:
+    """Of locals: by elements, or of all numbers of a unit."""
+    if split:
+        return nested()
+    return full() if size <= FULL_LOCAL else diagonal()
+
+
+def _head(
+    structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool, by_step: bool
+) -> Recipe | None:
     """How locals are placed: where there are globals to follow, or elements of their own."""
     local, shared = structure.size("local"), structure.size("global")
     if split:
@@ -200,8 +221,8 @@ def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, 
         return head or newton()
     if not (local and shared):
         return None
-    check_head(encoder, head)
-    small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
+    check_head(encoder, head, by_step=by_step)
+    small = (local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)) and not by_step
     return head or (newton() if small else concatenate())
 
 
@@ -209,21 +230,9 @@ def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
     """By the shape of the data; a small one for sets where a Newton step of the model does most of the work."""
     if not inputs.plates:
         return dense()
+    if inputs.plates == inputs.ordered and not small:
+        return recurrent()
     return deep_set(width=32, depth=1) if small else deep_set()
-
-
-def _with(family: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with these values for options that it, or a recipe inside it, leaves open."""
-    options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {name: _with(option, values) for name, option in options.items() if isinstance(option, Recipe)}
-    own = {name: value for name, value in values.items() if options.get(name, 0) is None}
-    return dataclasses.replace(family, **inner, **own)
-
-
-def _with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
-    """The batch with a mask of every argument that may have gaps later."""
-    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
-    return dataclasses.replace(batch, masks={**batch.masks, **full})
 
 
 def amortize(
@@ -265,12 +274,12 @@ def amortize(
         plate = DATASET
         model = whole(model, to_batch(units(data, name=plate)))
     found = as_units(data, model, plate)
-    given = batch = _with_gaps(to_batch(found), missing)
+    given = batch = with_gaps(to_batch(found), missing)
     if len(found) == 1:  # read as if there were another like it: what is shared and what is a unit's own shows then
         batch = jax.tree.map(lambda x: np.concatenate([x, x]), given)
     structure = read(model, batch, found.axes, plate, missing)
     check_missing(structure, missing)
-    _refuse_one(structure, len(found))
+    refuse_one(structure, len(found))
     params = initial_params(model, structure, batch, jax.random.key(0))
     check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
@@ -278,14 +287,6 @@ def amortize(
     recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
     plan = _planned(Joint(model, structure, params), batch, recipes | {"classifier": classifier})
     return plan.for_units(len(found))
-
-
-def _refuse_one(structure: Structure, count: int) -> None:
-    if count < 2 and structure.size("local") and not structure.whole:
-        raise DataError(
-            f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
-            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )
 
 
 def _planned(joint: Joint, batch: Batch, recipes: dict[str, Recipe | None]) -> Plan:

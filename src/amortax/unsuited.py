@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ._errors import GuideError, ModelError
+from ._errors import DataError, GuideError, ModelError
 from ._recipe import Recipe
 from .encoders.causal import causal
 from .encoders.free import free
 from .families.discrete import factorised
-from .heads import newton
+from .heads import concatenate, newton
 from .joint.arguments import unplanned
 from .joint.structure import Structure
 
@@ -47,8 +47,13 @@ def check_latents(structure: Structure) -> None:
         raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn{why}")
 
 
-def check_head(encoder: Recipe | None, head: Recipe | None) -> None:
-    """Parameters of a unit's own are not told the globals: only some heads place them."""
+def check_head(encoder: Recipe | None, head: Recipe | None, *, by_step: bool) -> None:
+    """Parameters of a unit's own are not told the globals: only some heads place them; nor do all place a series."""
+    if by_step and not isinstance(head or concatenate(), concatenate):
+        raise GuideError(
+            f"head=am.{type(head).__name__}() places a unit as a whole, and encoder=am.{type(encoder).__name__}() "
+            "tells am.markov() of step after step; leave out the head, or give encoder=am.dense()"
+        )
     if isinstance(encoder, free) and not isinstance(head or newton(), newton):
         raise GuideError(
             f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
@@ -82,3 +87,12 @@ def refuse_idle(given: dict[str, Recipe | None], why: str) -> None:
     for name, recipe in given.items():
         if recipe is not None:
             raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
+
+
+def refuse_one(structure: Structure, count: int) -> None:
+    """A single unit has nobody to learn from, but where nothing is amortized."""
+    if count < 2 and structure.size("local") and not structure.whole:
+        raise DataError(
+            f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
+            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+        )

@@ -45,7 +45,7 @@ def along_time(inputs: Inputs, length: int) -> Inputs:
             f"am.causal() reads series of one length, but {ragged} differ in length; pad them at the end, with NaN "
             "where observed, by repeated values where not: the steps so far are read as they are in a shorter series"
         )
-    plain = {"plate": None, "plate_axis": 0, "others": (), "image": False}
+    plain = {"plate": None, "plate_axis": 0, "others": (), "image": False, "time_axis": None}
     timed = plain | {"plate": STEP}
     features = (dataclasses.replace(f, **(timed if f.shape[:1] == (length,) else plain)) for f in inputs.features)
     return Inputs(tuple(features))
