@@ -195,23 +195,29 @@ def bayes(action, seen):
     return np.stack(found, axis=1)
 
 
-@pytest.fixture(scope="module")
-def discrete():
+def of_states(steps, num_steps):
+    """A posterior of hidden states, trained on series of so many steps."""
     rng = np.random.default_rng(0)
     data = {
-        "action": (rng.random((256, 6)) < 0.2).astype(np.int32),
-        "seen": rng.integers(0, 2, (256, 6)).astype(np.int32),
+        "action": (rng.random((256, steps)) < 0.2).astype(np.int32),
+        "seen": rng.integers(0, 2, (256, steps)).astype(np.int32),
     }
     plan = am.amortize(states, data, plate="series", family=am.filtering(width=32), encoder=am.causal(width=24))
-    return am.fit(plan, data, key=jax.random.key(0), num_steps=400, batch_size=128)
+    return am.fit(plan, data, key=jax.random.key(0), num_steps=num_steps, batch_size=128)
 
 
-def test_beliefs_of_discrete_states_are_those_of_bayes(discrete):
+@pytest.fixture(scope="module")
+def discrete():
+    return of_states(steps=3, num_steps=1)
+
+
+@pytest.mark.slow
+def test_beliefs_of_discrete_states_are_those_of_bayes():
     """Total variation at most 0.02, after twice the steps of training; actions are seen with their step."""
     rng = np.random.default_rng(1)
     action = (rng.random((400, 12)) < 0.2).astype(np.int32)
     seen = rng.integers(0, 2, action.shape).astype(np.int32)
-    filtered = discrete.filter()
+    filtered = of_states(steps=6, num_steps=400).filter()
 
     @jax.jit
     def run(action, seen):
