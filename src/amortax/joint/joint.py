@@ -226,7 +226,8 @@ class Joint(eqx.Module):
         for site in self.structure.of("observed"):
             if site.argument is not None and site.per_unit:
                 like = unit.arrays[site.argument]
-                drawn[site.argument] = jnp.reshape(records[site.name].value, like.shape).astype(like.dtype)
+                value = site.as_argument(records[site.name].value)
+                drawn[site.argument] = jnp.reshape(value, like.shape).astype(like.dtype)
         return drawn
 
     def _arguments(self, unit: Batch) -> dict[str, Array]:

@@ -92,6 +92,12 @@ def refuse_latents(seen: dict[str, Seen], plate: str) -> None:
     for site in seen.values():
         if site.kind != "sample" or site.observed:
             continue
+        if site.discrete and site.steps:
+            raise ModelError(
+                f"site '{site.name}' is a discrete latent in the body of a scan (support {site.support}), where each "
+                "step depends on the one before, so that steps can't be summed one by one; observe it, or sum it out "
+                "in the carry (the forward recursion of a hidden Markov model, with numpyro.factor)"
+            )
         if site.discrete and not any(name == plate for name, _, _ in site.plates):
             raise ModelError(
                 f"site '{site.name}' is a discrete latent outside plate '{plate}' (support {site.support}): only "
