@@ -35,7 +35,7 @@ FLOORS = (
     ("train",),
     ("psis", "chunks", "importance", "evidence", "answer"),
     ("checks",),
-    ("artifact", "interop", "elsewhere", "posterior", "comparison", "fitting"),
+    ("artifact", "interop", "elsewhere", "pairs", "posterior", "comparison", "fitting"),
     ("models",),
     ("plots", "demo_report", "demo", "cli"),
 )

@@ -222,6 +222,8 @@ def _cannot_simulate(one: dict[str, Seen], links: Dependencies, arguments: tuple
     for seen in samples:
         if seen.factor:
             return f"factor '{seen.name}' has no sampler"
+        if seen.improper:
+            return f"observed site '{seen.name}' has no sampler (ImproperUniform)"
         if seen.observed and seen.argument is None:
             if not links.derived.get(seen.name):
                 return f"site '{seen.name}' observes a constant, which ties its parameters together"

@@ -37,6 +37,8 @@ FARTHEST = 1e8  # times the largest real value, or the prior's scale: its square
 class ForwardKL(AbstractObjective):
     """Trains q of the locals on `num_particles` simulated units in the place of each real one.
 
+    Given (latents, data) pairs it trains on these, and simulates nothing.
+
     It trains nothing else: with globals or learned parameters use it in `am.Sum` with `am.ELBO`, or to go on from a
     fitted posterior. It needs `log_prob` of the local family at each step, which `am.iaf` has only number by number.
 
@@ -95,6 +97,8 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
             "(am.ELBO(), am.IWELBO(), am.Renyi()) or an encoder"
         )
     joint = stopped(joint)
+    if all(batch.latents is not None for batch in minibatch.groups):
+        return _pairs_loss(guide, joint, minibatch)
     if guide.shared is not None:
         guide = eqx.tree_at(lambda g: g.shared, guide, stopped(guide.shared))
 
@@ -112,6 +116,17 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
 
     loss, used = jax.vmap(particle)(jax.random.split(key, count))
     return jnp.sum(loss) / jnp.sum(used)  # none of use: NaN, and training says so
+
+
+def _pairs_loss(guide: Guide, joint: Joint, minibatch: Minibatch) -> Float[Array, ""]:
+    """Mean of -log q(u | d) over pairs that were simulated before."""
+
+    def one(context: Context, unit: Batch) -> Array:
+        assert unit.latents is not None
+        return guide.local_log_prob(unit.latents, context, jnp.zeros(0), unit, joint)
+
+    each = [jax.vmap(one)(guide.encode(batch), batch) for batch in minibatch.groups]
+    return -jnp.mean(jnp.concatenate(each))
 
 
 def simulate(
