@@ -112,6 +112,11 @@ def refuse_tied(structure: Structure) -> None:
         return
     ragged = {p.name for p in structure.plates if p.ragged}
     site = next(s for s in structure.of("local") if s.plates & ragged)
+    if any(plate.ordered and plate.ragged and plate.name in site.plates for plate in structure.plates):
+        raise ModelError(
+            f"site '{site.name}' is in the steps of a scan, of which units have different numbers; pad the shorter "
+            "series with NaN, so that all have as many steps: those after the last that was seen follow the prior"
+        )
     raise ModelError(
         f"site '{site.name}' is a latent inside the ragged plate '{min(site.plates & ragged)}', whose elements must be "
         f"independent given what stands above them, but {structure.tied}; write that site inside the plate, or "
