@@ -24,12 +24,12 @@ X = RNG.normal(size=(4, STEPS)).astype(np.float32)
 
 
 def joint_of(model, data, plate="series"):
-    found = am.units(data, name=plate)
+    name = plate or "dataset"
+    found = am.units(data, name=name)
     batch = to_batch(found)
     model = whole(model, batch) if plate is None else model
-    return Joint(model, read(model, batch, {} if plate is None else found.axes, plate or "dataset"), {}), jax.tree.map(
-        jnp.asarray, batch
-    )
+    structure = read(model, batch, {} if plate is None else found.axes, name)
+    return Joint(model, structure, {}), jax.tree.map(jnp.asarray, batch)
 
 
 def zoo(x, before, name):
