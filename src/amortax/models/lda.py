@@ -70,9 +70,17 @@ def document_shares(
 def documents(counts: Any) -> dict[str, np.ndarray]:
     """Data of `collapsed` from word counts (documents, words), an array or a SciPy sparse matrix.
 
-    **Raises** `DataError`, naming the first, where a document has no words: there is nothing to learn its topics from.
+    **Raises** `DataError`, naming the first, where a number is no count, or a document has no words: there is nothing
+    to learn its topics from.
     """
     counts = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts)
+    wrong = ~(counts >= 0) | (counts != np.floor(counts))
+    if len(odd := np.argwhere(wrong)):
+        document, word = odd[0]
+        raise DataError(
+            f"data['counts'], unit '{document}', word {word}: {counts[document, word]} is no count ({len(odd)} such); "
+            "give how often each word occurs, whole numbers from 0, not shares or weights such as tf-idf"
+        )
     if len(empty := np.flatnonzero(counts.sum(axis=1) == 0)):
         raise DataError(
             f"data['counts'], unit '{empty[0]}': the document has no words ({len(empty)} such of {len(counts)}); leave "
