@@ -380,4 +380,28 @@ MUTATIONS = (
         "contracts/test_natural_families.py",
         "short_step",
     ),
+    Mutation(
+        "pairs trained on with the latents of others",
+        "pairs.py",
+        "return data.take(kept), local[kept]",
+        "return data.take(kept), local[: len(kept)]",
+        "exact/test_pairs.py",
+        "constrained_latents",
+    ),
+    Mutation(
+        "pairs whose latents stay constrained",
+        "pairs.py",
+        "local.append(free)",
+        "local.append(next(iter(values.values()))[: len(free), None])",
+        "exact/test_pairs.py",
+        "constrained_latents",
+    ),
+    Mutation(
+        "pairs simulated anew",
+        "objectives/forward.py",
+        "if all(batch.latents is not None for batch in minibatch.groups):",
+        "if not minibatch.groups:",
+        "exact/test_pairs.py",
+        "minus_log_q",
+    ),
 )
