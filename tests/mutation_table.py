@@ -404,4 +404,20 @@ MUTATIONS = (
         "exact/test_pairs.py",
         "minus_log_q",
     ),
+    Mutation(
+        "a series read backward from its padding",
+        "encoders/sequence.py",
+        "state = jnp.where(is_own, cell(row, state), state)",
+        "state = cell(row, state)",
+        "contracts/test_encoders.py",
+        "padding_changes_nothing",
+    ),
+    Mutation(
+        "steps heard from beyond the end",
+        "encoders/sequence.py",
+        "jnp.where(own[:, None], silu(heard), 0.0)",
+        "silu(heard)",
+        "contracts/test_encoders.py",
+        "padding_changes_nothing",
+    ),
 )

@@ -24,9 +24,11 @@ from .describe import describe
 from .encoders.base import Inputs
 from .encoders.dense import dense
 from .encoders.free import free
+from .encoders.sequence import recurrent
 from .encoders.sets import deep_set
 from .families.blocks import blocks
 from .families.discrete import Categorical, categorical
+from .families.markov import markov
 from .families.nested import nested
 from .families.normal import diagonal, full
 from .guide import Block, Guide
@@ -43,7 +45,7 @@ from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .joint.whole import DATASET, whole
-from .nesting import build_nested, by_elements, elements_are_independent, loosened, refuse_others
+from .nesting import build_nested, by_elements, elements_are_independent, goes_by_step, loosened, refuse_others
 from .own import first_row, own_family
 from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
 
@@ -125,7 +127,9 @@ class Plan:
         check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])
         recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
-        return Plan(model, structure, inputs_of(structure, isinstance(recipes["family"], nested)), **recipes)
+        family = recipes["family"]
+        inputs = inputs_of(structure, isinstance(family, nested), isinstance(family, markov) and bool(family.by_step))
+        return Plan(model, structure, inputs, **recipes)
 
     def __str__(self) -> str:
         return describe(self)
@@ -150,7 +154,7 @@ def choose(
     refuse_too_many(structure)
     if split := by_elements(structure, family):
         structure = loosened(structure)
-    inputs = inputs_of(structure, split)
+    inputs = inputs_of(structure, split, goes_by_step(structure, encoder, family))
     local, shared = structure.size("local"), structure.size("global")
     check_latents(structure)
     if not local:
@@ -161,13 +165,13 @@ def choose(
     if not structure.classified:
         refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
     chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
-    chosen["head"] = _head(structure, encoder, head, split=split)
+    chosen["head"] = _head(structure, encoder, head, split=split, by_step=inputs.by_step)
     if local or structure.drawn:
         chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
     if local:
-        left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
-        small = full() if local <= FULL_LOCAL else diagonal()
-        chosen["family"] = _with(family or (nested() if split else small), left_open)
+        depth = 1 if shared or structure.classified or inputs.by_step else 0
+        left_open = {"depth": depth, "layout": structure.layout("local"), "by_step": inputs.by_step}
+        chosen["family"] = _with(family or _family(local, split=split), left_open)
     if structure.classified:
         chosen["classifier"] = classifier or categorical()
     if shared:
@@ -178,7 +182,16 @@ def choose(
     return plan
 
 
-def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool) -> Recipe | None:
+def _family(size: int, *, split: bool) -> Recipe:
+    """Of locals: by elements, or of all numbers of a unit."""
+    if split:
+        return nested()
+    return full() if size <= FULL_LOCAL else diagonal()
+
+
+def _head(
+    structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool, by_step: bool
+) -> Recipe | None:
     """How locals are placed: where there are globals to follow, or elements of their own."""
     local, shared = structure.size("local"), structure.size("global")
     if split:
@@ -186,8 +199,8 @@ def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, 
         return head or newton()
     if not (local and shared):
         return None
-    check_head(encoder, head)
-    small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
+    check_head(encoder, head, by_step=by_step)
+    small = (local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)) and not by_step
     return head or (newton() if small else concatenate())
 
 
@@ -195,6 +208,8 @@ def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
     """By the shape of the data; a small one for sets where a Newton step of the model does most of the work."""
     if not inputs.plates:
         return dense()
+    if inputs.plates == inputs.ordered and not small:
+        return recurrent()
     return deep_set(width=32, depth=1) if small else deep_set()
 
 

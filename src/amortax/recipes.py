@@ -11,6 +11,7 @@ from ._recipe import Recipe
 from .encoders.dense import dense
 from .encoders.free import free
 from .encoders.image import convolution
+from .encoders.sequence import attention_sequence, recurrent, temporal_convolution
 from .encoders.sets import attention_set, deep_set
 from .families.autoregressive import iaf, maf
 from .families.blocks import blocks
@@ -31,6 +32,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
         *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
+        *(recurrent, temporal_convolution, attention_sequence),
         *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov),
         *(exponential_family, categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import amortax as am
+from amortax.families.markov import in_rounds, in_steps
 from amortax.models import state_space
 
 STEPS, PHI = 50, 0.9  # both noises have variance one, the first state is that of the stationary process
@@ -67,6 +68,18 @@ def test_the_numbers_of_a_step_stand_together_whatever_the_layout():
     mean, sd = (np.asarray(x) for x in family.mean_and_sd(()))
     assert np.all(np.abs(np.mean(draws, axis=0) - mean) < 5 * sd / 20000**0.5)
     assert np.all(np.abs(np.std(draws, axis=0) / sd - 1) < 5 / 40000**0.5)
+
+
+def test_rounds_and_steps_are_one_recurrence():
+    """A CPU takes steps, an accelerator rounds; compared with the recurrence as it is written."""
+    rng = np.random.default_rng(0)
+    carry, moved = rng.normal(size=(7, 2, 2)).astype(np.float32), rng.normal(size=(7, 2)).astype(np.float32)
+    state, expected = np.zeros(2), []
+    for a, b in zip(carry, moved, strict=True):
+        state = a @ state + b
+        expected.append(state)
+    for way in (in_rounds, in_steps):
+        np.testing.assert_allclose(jax.jit(way)(carry, moved), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_series_of_one_step_is_a_normal():
