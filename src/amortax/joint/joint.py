@@ -227,6 +227,8 @@ class Joint(eqx.Module):
             if site.argument is not None and site.per_unit:
                 like = unit.arrays[site.argument]
                 value = site.as_argument(records[site.name].value)
+                whole = jnp.issubdtype(like.dtype, jnp.integer) and jnp.issubdtype(value.dtype, jnp.floating)
+                value = jnp.round(value) if whole else value  # as numbers were that came as integers
                 drawn[site.argument] = jnp.reshape(value, like.shape).astype(like.dtype)
         return drawn
 

@@ -17,9 +17,10 @@ import numpyro
 from jax import Array
 from numpyro.primitives import Messenger
 
+from .._errors import ModelError
 from .._types import Batch
 from .layout import shapes
-from .observe import observe
+from .observe import name_of, observe
 from .structure import Structure
 
 DATASET = "dataset"  # the plate, and the dimension of answers
@@ -122,10 +123,16 @@ class _Lift(Messenger):
 def whole(model: Callable, data: Batch) -> Whole:
     """`model`, of one data set, as one of many; `data` gives the shapes.
 
-    **Raises** `ModelError` naming its line where it does not run on one data set.
+    **Raises** `ModelError` naming its line where it does not run on one data set, or has a plate of that name.
     """
     specs = {name: x.update(shape=x.shape[1:]) for name, x in shapes(data, {}, 1).items()}
-    dims = [dim for seen in observe(model, specs).values() for name, dim, _ in seen.plates if name != seen.steps]
+    seen = observe(model, specs)
+    if DATASET in seen:
+        raise ModelError(
+            f"model '{name_of(model)}' has a site or plate '{DATASET}', which plate=None calls whole data sets: rename "
+            f"it, or give plate='{DATASET}' if its elements are the units"
+        )
+    dims = [dim for site in seen.values() for name, dim, _ in site.plates if name != site.steps]
     return Whole(model, min(dims, default=0) - 1)
 
 
