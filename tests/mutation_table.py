@@ -295,8 +295,8 @@ MUTATIONS = (
     Mutation(
         "labels of another shape than the site's",
         "joint/structure.py",
-        "return jnp.squeeze(value, tuple(axis for axis in self.added if -jnp.ndim(value) <= axis))",
-        "return value",
+        "value = jnp.squeeze(value, tuple(axis for axis in self.added if -jnp.ndim(value) <= axis))",
+        "value = value + 0",
         "exact/test_labels_missing_later.py",
         "lack_the_axes",
     ),

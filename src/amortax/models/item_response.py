@@ -98,7 +98,7 @@ def _answers(correct: Any, item: Any, num_items: int | None, priors: Priors, *, 
             "an item response model got neither a matrix correct (person, item) nor item with num_items; bind "
             "num_items with functools.partial where answers are in long form"
         )
-    count = given.shape[1] if item is None else num_items
+    count: Any = given.shape[1] if item is None else num_items
     ability_scale = _known_or_drawn("ability_scale", priors.ability_scale)
     difficulty_mean = _known_or_drawn("difficulty_mean", priors.difficulty_mean)
     difficulty_scale = _known_or_drawn("difficulty_scale", priors.difficulty_scale)
