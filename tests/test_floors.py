@@ -30,6 +30,7 @@ FLOORS = (
         "describe",
         "unsuited",
         "beliefs",
+        "defaults",
         "plan",
     ),
     ("objectives",),

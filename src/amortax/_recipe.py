@@ -47,11 +47,3 @@ def from_json(spec: Any, table: Mapping[str, type[Recipe]]) -> Any:
     if unknown := set(options) - known:
         raise ArtifactError(f"recipe {name!r} has no option {sorted(unknown)}; it has {sorted(known)}")
     return table[name](**{key: from_json(value, table) for key, value in options.items()})
-
-
-def filled(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with these values for options that it, or a recipe inside it, leaves open."""
-    options = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    inner = {name: filled(option, values) for name, option in options.items() if isinstance(option, Recipe)}
-    own = {name: value for name, value in values.items() if options.get(name, 0) is None}
-    return dataclasses.replace(recipe, **inner, **own)

@@ -6,7 +6,7 @@ Everything here runs on the host, before compiled code, so that errors can name 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -223,9 +223,3 @@ def drop_full_masks(batch: Batch, structure: Structure) -> Batch:
     """Without the masks of arguments for which the guide was built unmasked (they are all True)."""
     masked = {a.name for a in structure.arguments if a.masked}
     return dataclasses.replace(batch, masks={n: m for n, m in batch.masks.items() if n in masked})
-
-
-def with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
-    """The batch with a mask of every argument that may have gaps later."""
-    full = {n: np.ones(batch.arrays[n].shape, bool) for n in missing if n in batch.arrays and n not in batch.masks}
-    return dataclasses.replace(batch, masks={**batch.masks, **full})

@@ -1,6 +1,6 @@
 """Which recipes are there? All of them by name, as stored plans and job files say them.
 
-Apart from `plan`, which imports those that it chooses itself: the others take 4% of an import of amortax.
+Apart from `defaults`, which imports those that it chooses itself: the others take 4% of an import of amortax.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from .heads import concatenate, newton
 RECIPES: Mapping[str, type[Recipe]] = {
     r.__name__: r
     for r in (
-        *(dense, deep_set, attention_set, convolution, free, concatenate, newton),
-        *(recurrent, temporal_convolution, attention_sequence, causal),
+        *(dense, deep_set, attention_set, convolution, causal, free, concatenate, newton),
+        *(recurrent, temporal_convolution, attention_sequence),
         *(diagonal, full, low_rank, blocks, student_t, mixture, nested, markov, filtering),
         *(exponential_family, categorical, factorised),
         *(coupling, maf, iaf, planar, affine, spline),

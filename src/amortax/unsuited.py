@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ._errors import DataError, GuideError, ModelError
+from ._errors import GuideError, ModelError
 from ._recipe import Recipe
 from .encoders.causal import causal
 from .encoders.free import free
@@ -87,12 +87,3 @@ def refuse_idle(given: dict[str, Recipe | None], why: str) -> None:
     for name, recipe in given.items():
         if recipe is not None:
             raise GuideError(f"{name}={recipe} has nothing to do: {why}; leave it out")
-
-
-def refuse_one(structure: Structure, count: int) -> None:
-    """A single unit has nobody to learn from, but where nothing is amortized."""
-    if count < 2 and structure.size("local") and not structure.whole:
-        raise DataError(
-            f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
-            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
-        )

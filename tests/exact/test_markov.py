@@ -93,6 +93,13 @@ def test_a_level_that_would_explode_is_refused():
         am.amortize(functools.partial(state_space.many, persistence=1.1), some_series(3, seed=0), plate="series")
 
 
+def test_a_level_before_the_first_step_is_the_first():
+    layout = ((("time",), (3, 1), (0,)), ((), (1,), ()))
+    assert am.markov(layout=layout).build(4, (), key=jax.random.key(0)).steps == ((3,), (0,), (1,), (2,))
+    with pytest.raises(am.GuideError, match="must be as many as a step has"):
+        am.markov(layout=(((), (3, 2), ()), ((), (1,), ()))).build(7, (), key=jax.random.key(0))
+
+
 def test_sites_without_a_common_time_axis_are_refused():
     with pytest.raises(am.GuideError, match="no time axis in common"):
         am.markov(layout=(((), (5,), ()), ((), (3,), ()))).build(8, (), key=jax.random.key(0))

@@ -39,7 +39,7 @@ class markov(Recipe):
 
     - `layout`: where the numbers of every site stand; None: filled in from the model by `amortize`. The first axis of
       length above one, an inner plate or an axis of the event, is time, and the same for all sites; so the numbers of a
-      series of one step are taken for steps.
+      series of one step are taken for steps. As many numbers without that axis as a step has are the step before.
     - `width`, `depth`: hidden layers between a context and the parameters.
     - `by_step`: whether every step has a context of its own, and all the same network; None: filled in by `amortize`,
       True beside an encoder of series that are as long.
@@ -73,19 +73,25 @@ class markov(Recipe):
 
 
 def steps_of(layout: tuple[Place, ...], size: int) -> np.ndarray:
-    """Positions (T, d) of the numbers of every step."""
+    """Positions (T, d) of the numbers of every step, those from which a series starts before the others."""
     parts, start, shapes = [], 0, [tuple(shape) for _, shape, _ in layout]
     for shape in shapes:
         places = start + np.arange(int(np.prod(shape))).reshape(shape)
         axis = next((i for i, n in enumerate(shape) if n > 1), 0)
         parts.append(np.moveaxis(places, axis, 0).reshape(places.shape[axis] if shape else 1, -1))
         start += places.size
+    before = [part for part in parts if len(part) == 1]
+    after = [part for part in parts if len(part) > 1]
+    if before and len({len(part) for part in after}) == 1:
+        first, rest = np.concatenate(before, axis=1), np.concatenate(after, axis=1)
+        parts = [np.concatenate([first, rest])] if first.shape[1] == rest.shape[1] else parts
     if start != size:
         raise GuideError(f"am.markov(layout=...) has {start} numbers but stands for {size}; leave layout out")
     if len({len(part) for part in parts}) > 1:
         raise GuideError(
             f"am.markov(): the numeric locals have shapes {shapes}, whose first axes longer than one differ, so they "
-            "have no time axis in common; make the others globals, or give another family, such as am.diagonal()"
+            "have no time axis in common (numbers without one must be as many as a step has: then they are the step "
+            "before the first); make the others globals, or give another family, such as am.diagonal()"
         )
     return np.concatenate(parts, axis=1)
 
