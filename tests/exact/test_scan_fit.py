@@ -108,13 +108,3 @@ def test_ragged_lists_say_what_to_do():
     ragged = {"x": [np.zeros(n, np.float32) for n in (2, 4, 3)]}
     with pytest.raises(am.ModelError, match="site 'z' is in the steps of a scan.*pad the shorter series with NaN"):
         am.amortize(levels, ragged, plate="series")
-
-
-@pytest.mark.slow
-def test_with_gaps_the_smoother_is_that_of_what_was_seen():
-    data = some_series(2000, seed=0, gaps=0.2)
-    plan = am.amortize(levels, data, plate="series", family=am.markov(depth=1))
-    posterior = am.fit(plan, data, key=jax.random.key(1), num_steps=3000, batch_size=128)
-    found = divergence(posterior, some_series(50, seed=2, gaps=0.2))
-    print(f"{found:.4f} nats")
-    assert found < 0.05 * STEPS
