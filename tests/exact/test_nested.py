@@ -1,5 +1,6 @@
 """Plates within plates: a Gaussian hierarchy of three levels, whose posterior is known for any number of children."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -16,6 +17,8 @@ from amortax.interop import values_of
 from amortax.joint.tree import Level, Place, Tree
 from amortax.objectives.base import Minibatch
 from amortax.objectives.forward import simulated_loss
+from amortax.pairs import with_latents
+from amortax.train.groups import by_length
 from amortax.train.initialise import initialise
 from amortax.tree_frame import newton_frame
 
@@ -192,6 +195,31 @@ def test_units_of_any_number_of_elements_have_no_one_context(trained):
     posterior, data = trained
     with pytest.raises(am.GuideError, match="plate 'school' have a context for each of their elements"):
         posterior.encode({"y": data})
+
+
+def elements_first(x, y):
+    with numpyro.plate("element", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.3), obs=x)
+    numpyro.sample("y", dist.Normal(numpyro.sample("w", dist.Normal(0.0, 1.0)), 0.3), obs=y)
+
+
+def test_pairs_of_ragged_data_sets_cost_the_same_in_groups_by_length():
+    """Latents stand as in the longest data set; cut by group, `w` would be read where another's `z` stands."""
+    like = [{"x": np.zeros(n), "y": 0.0} for n in [1] * 20 + [8] * 4]
+    plan = am.amortize(elements_first, like, plate=None)
+    latents, data = am.simulate(plan, 24, key=jax.random.key(0), like=like)
+    joint, guide = initialise(plan, to_batch(data), jax.random.key(0))
+    batch = dataclasses.replace(to_batch(data), latents=with_latents(latents, data, joint))
+
+    @eqx.filter_jit
+    def loss(groups):
+        return simulated_loss(
+            jax.random.key(0), guide, joint, Minibatch(groups, jnp.array(24.0), jnp.array(0)), count=1
+        )
+
+    together, grouped = (loss(jax.tree.map(jnp.asarray, groups)) for groups in ((batch,), by_length(batch)))
+    np.testing.assert_allclose(grouped, together, rtol=1e-5)
 
 
 def pupils(y):
