@@ -96,11 +96,12 @@ class ExponentialFamily(AbstractNatural):
         """Of the block that needs most."""
         return max(block.draws_needed for block in self.blocks)
 
-    def own_frame(self, center: Float[Array, " d"], scale: Float[Array, " d"]) -> tuple[Array, Array]:
-        """That of every block: a gamma only shifted."""
-        own = zip(self.blocks, self._by_size(center), self._by_size(scale), strict=True)
-        centers, scales = zip(*(block.own_frame(*prior) for block, *prior in own), strict=True)
-        return jnp.concatenate(centers), jnp.concatenate(scales)
+    def own_frame(self, prior: dict[str, Array]) -> dict[str, Array]:
+        """The prior's center and scale as far as a block can be shifted and stretched: a gamma only shifted."""
+        cut = zip(self.blocks, *(self._by_size(prior[name]) for name in ("center", "scale")), strict=True)
+        framed = [block.own_frame(center, scale) for block, center, scale in cut]
+        centers, scales = zip(*framed, strict=True)
+        return {"center": jnp.concatenate(centers), "scale": jnp.concatenate(scales)}
 
     def sample_and_log_prob(
         self, noise: Float[Array, " noise"], component: Component, context: Context

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from .._types import Batch, Fixed
 from ..encoders.base import training_statistics
-from ..families.base import AbstractNatural
+from ..families.exponential import ExponentialFamily
 from ..families.nested import nested
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -44,9 +44,8 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
     shared, local = prior_whitening(joint, data, prior_key, by_elements=isinstance(plan.family, nested))
     if guide.shared is not None:
         family = guide.shared.family
-        if isinstance(family, AbstractNatural):
-            shared = dict(zip(("center", "scale"), family.own_frame(shared["center"], shared["scale"]), strict=True))
-        guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(shared))
+        framed = family.own_frame(shared) if isinstance(family, ExponentialFamily) else shared
+        guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(framed))
     if guide.local is not None:
         guide = eqx.tree_at(lambda g: g.local.whitening, guide, Fixed(local))
     return joint, guide
