@@ -2,13 +2,14 @@
 
     python benchmarks/natural.py ../shared/data [--only ppca,irt,lda]
 
-The same guide and data for both. A normal of d numbers with a full covariance takes 2 d draws of the globals in a step
-of natural gradients, which fit a covariance to them, and few for Adam. Every row is a fit of its own with so many
-steps, compiled before: Adam's step falls, and parameters are averaged, as in any fit. Bounds are of all units, with the
-same 64 draws of the globals.
+The same guide and data for both. A normal of d numbers with a full covariance (PPCA) takes 2 d draws of the globals in
+a step of natural gradients, which fit a covariance to them, and few for Adam; independent ones (item response) as few.
+Every row is a fit of its own with so many steps, compiled before: Adam's step falls, and parameters are averaged, as in
+any fit. Bounds are of all units, with the same 64 draws of the globals.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import equinox as eqx
@@ -21,7 +22,7 @@ from scipy.sparse import csr_matrix
 
 import amortax as am
 from amortax.intake import drop_full_masks, to_batch
-from amortax.models import lda
+from amortax.models import item_response, lda
 from amortax.objectives.base import Minibatch
 
 WITHIN = 0.01  # nats per unit
@@ -46,31 +47,25 @@ def ppca_case(_):
     return ppca, am.units({"x": x.astype(np.float32)}, name="unit"), am.full(), {"batch_size": 1000}, (4, 48)
 
 
-def item_response(question, correct=None):
-    mean = numpyro.sample("mean_student_ability", dist.Normal(0.75, 1.0))
-    difficulty = numpyro.sample("question_difficulty", dist.Normal(0.0, 1.0).expand([100]))
-    with numpyro.plate("student", question.shape[0], dim=-2):
-        ability = numpyro.sample("centered_student_ability", dist.Normal(0.0, 1.0))
-        with numpyro.plate("response", question.shape[1], dim=-1):
-            numpyro.sample("correct", dist.Bernoulli(logits=ability + mean - difficulty[question]), obs=correct)
-
-
 def item_response_case(folder):
+    """One parameter an item; Inference Gym's `mean_student_ability` is minus the mean difficulty."""
     data = np.load(folder / "inference_gym/item_response_1pl/data.npz")
-    names = {"student": "student_ids", "question": "question_ids", "correct": "correct"}
+    names = {"person": "student_ids", "item": "question_ids", "correct": "correct"}
     table = {name: data[stored].astype(np.int32) for name, stored in names.items()}
-    units = am.from_table(table, unit="student", columns=["question", "correct"])
-    return item_response, units, am.full(), {}, (8, 202)
+    priors = item_response.Priors(1.0, dist.Normal(-0.75, 1.0), 1.0)
+    model = functools.partial(item_response.one_parameter, num_items=100, priors=priors)
+    units = am.from_table(table, unit="person", columns=["item", "correct"])
+    return model, units, am.diagonal(), {}, (8, 8)
 
 
 def lda_case(folder):
-    """Ten topics of the 500 most frequent words in the first 2,000 documents."""
+    """Ten topics of the 300 most frequent words in the first 1,000 documents."""
     z = np.load(folder / "text_20ng/20ng_bow.npz")
     indptr = z["tr_indptr"]
     counts = csr_matrix((z["tr_counts"].astype(int), z["tr_indices"].astype(int), indptr), (len(indptr) - 1, 3072))
-    words = np.argsort(-np.asarray(counts.sum(axis=0)).ravel())[:500]
+    words = np.argsort(-np.asarray(counts.sum(axis=0)).ravel())[:300]
     counts = counts[:, words].toarray()
-    counts = counts[counts.sum(axis=1) > 0][:2000]
+    counts = counts[counts.sum(axis=1) > 0][:1000]
     units = am.units(lda.documents(counts), name="document")
     return lda.collapsed(10), units, am.exponential_family(), {"batch_size": 200}, (2, 2)
 

@@ -51,7 +51,7 @@ def fit(
       (latents, data) pairs, as `simulate` makes them: latent site -> values, data sets first.
     - `key`: a typed JAX key, `jax.random.key(0)`.
     - `objective`: `IWELBO(8)`, say; default `ELBO()`, with 8 particles where there are globals and few units, 2 with
-      many, else 1; of pairs `ForwardKL()`.
+      many, else 1; of pairs and of `am.filtering()` `ForwardKL()`.
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
@@ -66,7 +66,7 @@ def fit(
     check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
     latents, data = data if is_pairs(data) else (None, data)
-    _check_objective(objective, guide, latents)
+    objective = _checked_objective(objective, guide, latents)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
         training, held_out, local = _split(plan, found, run, guide.joint, latents)
@@ -104,12 +104,24 @@ def _split(
     return training, held_out, local
 
 
-def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterior, latents: Any) -> None:
+def _checked_objective(
+    objective: AbstractObjective | None, guide: Plan | Posterior, latents: Any
+) -> AbstractObjective | None:
+    """The objective, if it can train the guide; of beliefs the one that can."""
     trained = isinstance(guide, Posterior)
-    structure = (guide.plan if trained else guide).structure
+    plan = guide.plan if trained else guide
+    if plan.filters:
+        objective = objective or ForwardKL()
+        if not isinstance(objective, ForwardKL):
+            raise FitError(
+                f"am.filtering() learns beliefs of single steps, and am.{type(objective).__name__} trains a posterior "
+                "of the whole series; use am.ForwardKL(), or leave objective= out"
+            )
+    structure = plan.structure
     if latents is not None:
         structure = dataclasses.replace(structure, cannot_simulate="")  # it was, somewhere else
     check_objective(objective or ELBO(), structure, trained=trained)
+    return objective
 
 
 def _in_their_rows(training: Units, guide: Guide) -> Units:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ._errors import GuideError, ModelError
 from ._recipe import Recipe
+from .encoders.causal import causal
 from .encoders.free import free
 from .families.discrete import factorised
 from .heads import concatenate, newton
@@ -16,6 +17,11 @@ from .joint.structure import Structure
 
 def with_choice(structure: Structure, encoder: Recipe | None, classifier: Recipe | None) -> Structure:
     """The structure as the guide will see it: with a q of the unit's own discrete sites or not, listed or drawn."""
+    if isinstance(encoder, causal):
+        raise GuideError(
+            "encoder=am.causal() has a context for every step and none for the whole series; leave it out, or give "
+            "family=am.filtering() for beliefs step by step"
+        )
     own, drawn = any(not site.plates for site in structure.summed), isinstance(classifier, factorised)
     if not drawn:
         classified = own and structure.size("local") > 0 and not isinstance(encoder, free)

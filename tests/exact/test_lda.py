@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import betaln, digamma, logsumexp
+from scipy.special import betaln, digamma, gammaln, logsumexp
 
 import amortax as am
 from amortax.models import lda
@@ -62,6 +62,31 @@ def test_the_slope_by_the_topics_needs_none_through_the_ascent():
         step[place] = 0.01
         high, low = (float(bound(jnp.asarray(COUNTS), jnp.asarray(TOPICS + s * step), PRIOR)) for s in (1, -1))
         assert (high - low) / 0.02 == pytest.approx(slope[place], rel=0.02, abs=0.02)
+
+
+def test_the_bound_at_mean_log_topics_is_scikit_learns():
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    rng, words = np.random.default_rng(0), 12
+    counts, topics = rng.poisson(2.0, (5, words)), rng.gamma(2.0, 3.0, (3, words))
+    model = decomposition.LatentDirichletAllocation(
+        3, doc_topic_prior=PRIOR, topic_word_prior=0.5, max_doc_update_iter=30, mean_change_tol=0.0
+    )
+    model.partial_fit(counts)
+    log_topics = digamma(topics) - digamma(topics.sum(axis=1, keepdims=True))
+    model.components_, model.exp_dirichlet_component_ = topics, np.exp(log_topics)
+    of_topics = sum(stats.dirichlet(a).entropy() for a in topics) + (0.5 - 1.0) * log_topics.sum()
+    of_topics += 3 * (gammaln(words * 0.5) - words * gammaln(0.5))
+    found = float(jnp.sum(bound(jnp.asarray(counts), jnp.exp(jnp.asarray(log_topics)), PRIOR))) + of_topics
+    print("bound", found, "scikit-learn's", model.score(counts))
+    assert found == pytest.approx(model.score(counts), rel=1e-4)
+
+
+def test_an_empty_document_has_the_priors_shares_and_tells_nothing_of_the_topics():
+    counts, topics = jnp.asarray([[0, 0, 0], COUNTS]), jnp.asarray(TOPICS)
+    np.testing.assert_allclose(jax.jit(lda.document_shares)(counts, topics, PRIOR)[0], PRIOR, rtol=1e-6)
+    value, slope = jax.jit(jax.value_and_grad(lambda t: lda.document_bound(counts[0], t, PRIOR)))(topics)
+    assert abs(float(value)) < 1e-5
+    np.testing.assert_array_equal(slope, 0.0)
 
 
 def test_empty_documents_are_refused_by_number():

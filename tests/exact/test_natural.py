@@ -14,7 +14,7 @@ from scipy.special import gammaln
 
 import amortax as am
 from amortax.intake import to_batch
-from amortax.train.initialise import initialise
+from amortax.train.initialise import initialise, prior_whitening
 from amortax.train.step import split_trainable
 
 RNG = np.random.default_rng(0)
@@ -83,6 +83,27 @@ def poisson(count):
     rate = numpyro.sample("rate", dist.Gamma(3.0, 2.0))
     with numpyro.plate("unit", count.shape[0]):
         numpyro.sample("count", dist.Poisson(rate), obs=count)
+
+
+def shares_and_places(kind, x):
+    shares = numpyro.sample("shares", dist.Dirichlet(jnp.asarray(WEIGHTS)))
+    with numpyro.plate("unit", x.shape[0]):
+        place = numpyro.sample("place", dist.Normal(2.0, 3.0))
+        numpyro.sample("kind", dist.Categorical(shares), obs=kind)
+        numpyro.sample("x", dist.Normal(place, 1.0), obs=x)
+
+
+def test_only_what_follows_the_prior_is_drawn_from_it():
+    data = {"kind": KINDS, "x": RNG.normal(3.0, 2.0, 60).astype(np.float32)}
+    plan = am.amortize(shares_and_places, data, plate="unit", shared_family=am.exponential_family())
+    batch = to_batch(am.units(data, name="unit"))
+    joint, guide = initialise(plan, batch, jax.random.key(0))
+    np.testing.assert_array_equal(guide.shared.whitening.value["center"], 0.0)
+    np.testing.assert_array_equal(guide.shared.whitening.value["scale"], 1.0)
+    drawn = prior_whitening(joint, batch, jax.random.split(jax.random.key(0), 3)[2])
+    assert np.all(np.asarray(drawn[0]["scale"]) != 1.0)
+    for name, numbers in guide.local.whitening.value.items():
+        np.testing.assert_array_equal(numbers, drawn[1][name])
 
 
 def test_minibatches_converge_by_robbins_monro_steps():

@@ -4,9 +4,11 @@ With T steps of d numbers, in the standardised numbers ε_t,
 
     z_t = m_t + A_t (z_{t-1} - m_{t-1}) + L_t ε_t,    L_t lower triangular,
 
-so that log q is the sum of T normals, and a draw a linear recurrence, which `jax.lax.associative_scan` runs in log T
-rounds. The posterior of a linear-Gaussian state space model is such a normal (Rauch, Tung and Striebel 1965); numbers
-that are independent given their neighbours have no better one. A, L and m of every step come from the context.
+so that log q is the sum of T normals, and a draw a linear recurrence, which an associative scan runs in log T rounds on
+an accelerator; a CPU takes the T steps one by one (30 times faster there with four numbers a step,
+`benchmarks/series.py`). The posterior of a linear-Gaussian state space model is such a normal (Rauch, Tung and Striebel
+1965); numbers that are independent given their neighbours have no better one. A, L and m of every step come from the
+context.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class markov(Recipe):
 
     - `layout`: where the numbers of every site stand; None: filled in from the model by `amortize`. The first axis of
       length above one, an inner plate or an axis of the event, is time, and the same for all sites; so the numbers of a
-      series of one step are taken for steps.
+      series of one step are taken for steps. As many numbers without that axis as a step has are the step before.
     - `width`, `depth`: hidden layers between a context and the parameters.
     - `by_step`: whether every step has a context of its own, and all the same network; None: filled in by `amortize`,
       True beside an encoder of series that are as long.
@@ -71,19 +73,25 @@ class markov(Recipe):
 
 
 def steps_of(layout: tuple[Place, ...], size: int) -> np.ndarray:
-    """Positions (T, d) of the numbers of every step."""
+    """Positions (T, d) of the numbers of every step, those from which a series starts before the others."""
     parts, start, shapes = [], 0, [tuple(shape) for _, shape, _ in layout]
     for shape in shapes:
         places = start + np.arange(int(np.prod(shape))).reshape(shape)
         axis = next((i for i, n in enumerate(shape) if n > 1), 0)
         parts.append(np.moveaxis(places, axis, 0).reshape(places.shape[axis] if shape else 1, -1))
         start += places.size
+    before = [part for part in parts if len(part) == 1]
+    after = [part for part in parts if len(part) > 1]
+    if before and len({len(part) for part in after}) == 1:
+        first, rest = np.concatenate(before, axis=1), np.concatenate(after, axis=1)
+        parts = [np.concatenate([first, rest])] if first.shape[1] == rest.shape[1] else parts
     if start != size:
         raise GuideError(f"am.markov(layout=...) has {start} numbers but stands for {size}; leave layout out")
     if len({len(part) for part in parts}) > 1:
         raise GuideError(
             f"am.markov(): the numeric locals have shapes {shapes}, whose first axes longer than one differ, so they "
-            "have no time axis in common; make the others globals, or give another family, such as am.diagonal()"
+            "have no time axis in common (numbers without one must be as many as a step has: then they are the step "
+            "before the first); make the others globals, or give another family, such as am.diagonal()"
         )
     return np.concatenate(parts, axis=1)
 
@@ -100,7 +108,7 @@ class Markov(AbstractAffine):
         """The series whose innovations are `standard`, and the log determinant."""
         mean, factor, carry = self._split(context)
         moved = jnp.sum(factor * self._by_step(standard)[:, None, :], axis=-1)
-        _, away = jax.lax.associative_scan(_after, (carry, moved))
+        away = jax.lax.platform_dependent(carry, moved, cpu=in_steps, default=in_rounds)
         return self._flat(mean + away), _log_det(factor)
 
     def shrink(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
@@ -148,6 +156,21 @@ class Markov(AbstractAffine):
 
     def _flat(self, by_step: Float[Array, "T k"]) -> Float[Array, " d"]:
         return jnp.ravel(by_step)[np.argsort(np.ravel(self.steps))]
+
+
+def in_steps(carry: Float[Array, "T k k"], moved: Float[Array, "T k"]) -> Float[Array, "T k"]:
+    """x_t = A_t x_(t-1) + b_t, from x_0 = 0, one step after the other."""
+
+    def step(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        state = now[0] @ before + now[1]
+        return state, state
+
+    return jax.lax.scan(step, jnp.zeros_like(moved[0]), (carry, moved))[1]
+
+
+def in_rounds(carry: Float[Array, "T k k"], moved: Float[Array, "T k"]) -> Float[Array, "T k"]:
+    """The same, by putting affine maps together, neighbours first."""
+    return jax.lax.associative_scan(_after, (carry, moved))[1]
 
 
 def _after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -225,7 +225,8 @@ class Joint(eqx.Module):
         drawn = {}
         for site in self.structure.of("observed"):
             if site.argument is not None and site.per_unit:
-                like, value = unit.arrays[site.argument], records[site.name].value
+                like = unit.arrays[site.argument]
+                value = site.as_argument(records[site.name].value)
                 whole = jnp.issubdtype(like.dtype, jnp.integer) and jnp.issubdtype(value.dtype, jnp.floating)
                 value = jnp.round(value) if whole else value  # as numbers were that came as integers
                 drawn[site.argument] = jnp.reshape(value, like.shape).astype(like.dtype)

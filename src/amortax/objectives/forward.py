@@ -42,8 +42,8 @@ class ForwardKL(AbstractObjective):
     It trains nothing else: with globals or learned parameters use it in `am.Sum` with `am.ELBO`, or to go on from a
     fitted posterior. It needs `log_prob` of the local family at each step, which `am.iaf` has only number by number.
 
-    The bound that it reports is the ELBO of the real units. Simulations whose numbers float32 can't square, or that lie
-    `FARTHEST` times farther out than any real one, are left out.
+    The bound that it reports is the ELBO of the real units (NaN for `am.filtering()`, which has none). Simulations
+    whose numbers float32 can't square, or that lie `FARTHEST` times farther out than any real one, are left out.
 
     **Raises** `FitError` if `num_particles` is no whole number from 1; from `fit`, `ModelError` if the model has no
     locals or can't be simulated, with the reason.
@@ -74,6 +74,8 @@ class ForwardKL(AbstractObjective):
         """Minus the mean log density of simulated locals."""
         simulation_key, elbo_key = jax.random.split(key)
         loss = simulated_loss(simulation_key, guide, joint, minibatch, count=self.num_particles)
+        if guide.filters:  # beliefs step by step are no posterior of a series, and have no bound
+            return Loss(loss, jnp.full((), jnp.nan))
         # Reported, not differentiated: a path derivative of it would be a second density for nothing.
         still_guide, still_joint = stopped((guide, joint))
         return Loss(loss, ELBO(path_derivative=False)(elbo_key, still_guide, still_joint, minibatch).elbo_per_unit)

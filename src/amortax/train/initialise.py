@@ -16,6 +16,7 @@ from jaxtyping import Array
 from .._types import Batch, Fixed
 from ..encoders.base import training_statistics
 from ..families.exponential import ExponentialFamily
+from ..families.filtering import Filtering
 from ..families.nested import nested
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -41,24 +42,27 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
         guide = eqx.tree_at(
             lambda g: g.encoder.features.statistics, guide, Fixed(jax.tree.map(jnp.asarray, statistics))
         )
-    shared, local = prior_whitening(joint, data, prior_key, by_elements=isinstance(plan.family, nested))
+    family = None if guide.shared is None else guide.shared.family
+    fitted = isinstance(family, ExponentialFamily)
+    options = {"by_elements": isinstance(plan.family, nested), "globals_too": not (fitted and family.ignores_prior)}
+    shared, local = prior_whitening(joint, data, prior_key, **options)
     if guide.shared is not None:
-        family = guide.shared.family
-        framed = family.own_frame(shared) if isinstance(family, ExponentialFamily) else shared
+        framed = family.own_frame(shared) if fitted else shared
         guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(framed))
     if guide.local is not None:
-        guide = eqx.tree_at(lambda g: g.local.whitening, guide, Fixed(local))
+        tied = guide.local.family.tied(Fixed(local)) if isinstance(guide.local.family, Filtering) else Fixed(local)
+        guide = eqx.tree_at(lambda g: g.local.whitening, guide, tied)
     return joint, guide
 
 
 def prior_whitening(
-    joint: Joint, data: Batch, key: Array, *, by_elements: bool = False
+    joint: Joint, data: Batch, key: Array, *, by_elements: bool = False, globals_too: bool = True
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Center and scale of globals and of locals, unconstrained, over draws of the prior at the data's covariates.
 
-    Those of locals that follow a learned choice are given that choice, one row for each if they are listed: a q of them
-    that starts where they can't be under a choice would never learn that it is possible. With `by_elements` all
-    elements of a level share theirs.
+    Neutral ones of globals, which are not drawn either, unless `globals_too`. Those of locals that follow a learned
+    choice are given that choice, one row for each if they are listed: a q of them that starts where they can't be under
+    a choice would never learn that it is possible. With `by_elements` all elements of a level share theirs.
     """
     size = len(next(iter(data.arrays.values())))
     count = int(np.clip(MOST_NUMBERS // max(joint.shared_size, 1), FEWEST_DRAWS, PRIOR_DRAWS))
@@ -70,8 +74,8 @@ def prior_whitening(
     if "improper" in joint.structure.cannot_simulate:
         own = _neutral(sum(x.width for x in tree.levels) if by_elements else joint.structure.size("local"))
         return _neutral(joint.shared_size), own if choices is None else _stacked([own] * choices)
-    local, shared = _simulate(joint, jax.random.split(key, count), units)
-    whole = _quartiles(np.asarray(shared), _bent(joint, "global"))
+    local, shared = _simulate(joint, jax.random.split(key, count), units, globals_too=globals_too)
+    whole = _quartiles(np.asarray(shared), _bent(joint, "global")) if globals_too else _neutral(joint.shared_size)
     if by_elements:
         return whole, _pooled(tree_of(joint.structure.at(data)), np.asarray(local), joint.at(data))
     if choices is None:
@@ -84,8 +88,10 @@ def prior_whitening(
 
 
 @eqx.filter_jit
-def _simulate(joint: Joint, keys: Array, units: Batch) -> tuple[Array, Array]:
-    return jax.vmap(joint.draw_latents)(keys, units)
+def _simulate(joint: Joint, keys: Array, units: Batch, *, globals_too: bool) -> tuple[Array, Array]:
+    """(locals, globals) of draws; what is not returned, and no local needs, XLA leaves out."""
+    local, shared = jax.vmap(joint.draw_latents)(keys, units)
+    return local, shared if globals_too else shared[:, :0]
 
 
 @eqx.filter_jit
