@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._errors import GuideError
 from ._types import Batch, Context, Terms
 from .chunks import Chunk, bucketed_lengths, chunks, draws_per_call
 from .data import Units
@@ -77,13 +78,20 @@ def _lengthened(value: np.ndarray, name: str, joint: Joint, lengths: dict[str, i
 
 
 def encode(joint: Joint, guide: Guide, data: Units) -> np.ndarray:
-    """Contexts, all parts side by side (units, context)."""
-    parts = [
-        np.concatenate([np.zeros((chunk.index.shape[0], 0)), *map(np.asarray, _encode(guide, chunk.batch))], axis=1)[
-            : chunk.stop - chunk.start
-        ]
-        for chunk in chunks(data, joint.structure, 1)
-    ]
+    """Contexts, all parts side by side (units, context).
+
+    **Raises** `GuideError` where every element has one, and units may have any number of elements.
+    """
+    if joint.structure.stretches:
+        raise GuideError(
+            f"encode: units of plate '{joint.structure.plate}' have a context for each of their elements, as many as "
+            "they have, and no one vector; compare draws of the unit's own latents instead (posterior.sample)"
+        )
+    parts = []
+    for chunk in chunks(data, joint.structure, 1):
+        context = [np.asarray(x) for x in _encode(guide, chunk.batch)]
+        flat = [np.zeros((chunk.index.shape[0], 0)), *(x.reshape(len(x), -1) for x in context)]
+        parts.append(np.concatenate(flat, axis=1)[: chunk.stop - chunk.start])
     return np.concatenate(parts)
 
 

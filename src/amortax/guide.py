@@ -258,6 +258,16 @@ class Guide(eqx.Module):
             whitening = Fixed(jax.tree.map(lambda x: x[unit.choice], whitening.value))
         return prior_frame(whitening)
 
+    def whitened_numbers(self, numbers: Float[Array, " d"], unit: Batch, joint: Joint) -> Float[Array, " d"]:
+        """One unit's numbers on the prior's scale, level by level where they have levels."""
+        assert self.local is not None
+        frame = self.fixed_frame(unit)
+        if not isinstance(self.local.family, Nested):
+            return frame.take(numbers)
+        tree = tree_of(joint.structure.at(unit))
+        parts = zip(tree.split(numbers), tree.elementwise(frame.center), tree.elementwise(frame.factor), strict=True)
+        return tree.by_level([(x - c) / s for x, c, s in parts])
+
     def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[AbstractFrame, Context]:
         frame = self.fixed_frame(unit)
         if unit.choice is not None:

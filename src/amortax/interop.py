@@ -102,9 +102,9 @@ def values_of(structure: Structure, values: Any, labels: np.ndarray) -> tuple[di
 
 
 def _kept_shape(structure: Structure, site: Site) -> tuple[int | None, ...]:
-    """Shape of one unit's value, None along ragged axes."""
-    ragged = {p.name for p in structure.plates if p.ragged}
-    return tuple(None if dim in ragged else n for dim, n in zip(site.dims, site.kept_shape, strict=True))
+    """Shape of one unit's value, None along plates whose size the data decide."""
+    loose = structure.loose | {p.name for p in structure.plates if p.ragged}
+    return tuple(None if dim in loose else n for dim, n in zip(site.dims, site.kept_shape, strict=True))
 
 
 def _ordered(structure: Structure, values: Any, labels: np.ndarray) -> Any:

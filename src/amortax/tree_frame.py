@@ -156,11 +156,11 @@ def eliminate(
             kept[edge] = jnp.where(good[..., None, None], kept[edge], 0.0)
         for a in ancestors:
             gains[number, a] = _over(_solve, factor, cross[number, a])
-        for i, a in enumerate(ancestors):
+        for a in ancestors:
             back, grid = jnp.swapaxes(cross[number, a], -1, -2), tree.levels[a].grid
             slopes[a] = slopes[a] - _summed(_apply(back, pull), grid)
             below[a] = below[a] - _summed(back @ gains[number, a], grid)
-            for b in ancestors[:i]:
+            for b in tree.levels[a].ancestors:  # not of plates beside a's: this level is tied to one of both at most
                 cross[a, b] = cross[a, b] - _summed(back @ gains[number, b], grid)
     return factors, pulls, gains
 

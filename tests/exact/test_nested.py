@@ -1,5 +1,6 @@
 """Plates within plates: a Gaussian hierarchy of three levels, whose posterior is known for any number of children."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -12,7 +13,12 @@ import pytest
 
 import amortax as am
 from amortax.intake import conform, to_batch
+from amortax.interop import values_of
 from amortax.joint.tree import Level, Place, Tree
+from amortax.objectives.base import Minibatch
+from amortax.objectives.forward import simulated_loss
+from amortax.pairs import with_latents
+from amortax.train.groups import by_length
 from amortax.train.initialise import initialise
 from amortax.tree_frame import newton_frame
 
@@ -172,6 +178,65 @@ def test_prediction_elsewhere_is_of_the_same_classes(trained):
         posterior.predict({"y": data[:3]}, at={"y": other}, num_samples=2, key=jax.random.key(11))
 
 
+def test_simulated_schools_cost_the_entropy_of_their_posteriors(trained):
+    """-log q of what was simulated has that mean where q is exact, and variance d/2 for d numbers."""
+    posterior, data = trained
+    batch, count = jax.tree.map(jnp.asarray, to_batch(conform({"y": data}, posterior.joint))), 20
+    minibatch = Minibatch((batch,), jnp.asarray(120.0), jnp.asarray(0))
+    loss = eqx.filter_jit(simulated_loss)(jax.random.key(12), posterior.guide, posterior.joint, minibatch, count=count)
+    covariances = [exact_unit(y)[1] for y in data]
+    entropy = np.mean([0.5 * np.linalg.slogdet(2 * np.pi * np.e * c)[1] for c in covariances])
+    error = np.sqrt(sum(len(c) / 2 for c in covariances) / count) / len(data)
+    print(f"loss {loss:.4f}, entropy {entropy:.4f}, standard error {error:.4f}")
+    assert abs(float(loss) - entropy) < 5 * error + 0.001
+
+
+def test_units_of_any_number_of_elements_have_no_one_context(trained):
+    posterior, data = trained
+    with pytest.raises(am.GuideError, match="plate 'school' have a context for each of their elements"):
+        posterior.encode({"y": data})
+
+
+def elements_first(x, y):
+    with numpyro.plate("element", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.3), obs=x)
+    numpyro.sample("y", dist.Normal(numpyro.sample("w", dist.Normal(0.0, 1.0)), 0.3), obs=y)
+
+
+def test_pairs_of_ragged_data_sets_cost_the_same_in_groups_by_length():
+    """Latents stand as in the longest data set; cut by group, `w` would be read where another's `z` stands."""
+    like = [{"x": np.zeros(n), "y": 0.0} for n in [1] * 20 + [8] * 4]
+    plan = am.amortize(elements_first, like, plate=None)
+    latents, data = am.simulate(plan, 24, key=jax.random.key(0), like=like)
+    joint, guide = initialise(plan, to_batch(data), jax.random.key(0))
+    batch = dataclasses.replace(to_batch(data), latents=with_latents(latents, data, joint))
+
+    @eqx.filter_jit
+    def loss(groups):
+        return simulated_loss(
+            jax.random.key(0), guide, joint, Minibatch(groups, jnp.array(24.0), jnp.array(0)), count=1
+        )
+
+    together, grouped = (loss(jax.tree.map(jnp.asarray, groups)) for groups in ((batch,), by_length(batch)))
+    np.testing.assert_allclose(grouped, together, rtol=1e-5)
+
+
+def pupils(y):
+    with numpyro.plate("school", y.shape[0], dim=-3):
+        level = numpyro.sample("level", dist.Normal(0.0, TAU))
+        with numpyro.plate("class", y.shape[1], dim=-2), numpyro.plate("pupil", y.shape[2], dim=-1):
+            ability = numpyro.sample("ability", dist.Normal(level, SPREAD))
+            numpyro.sample("y", dist.Normal(ability, NOISE), obs=y)
+
+
+def test_values_have_as_many_pupils_as_the_data_not_as_training_had():
+    y = [[[0.1, 0.2], [0.3]], [[0.4]], [[0.5, 0.6]]]
+    structure = am.amortize(pupils, {"y": y}, plate="school").structure
+    values = {"level": np.zeros(2), "ability": np.zeros((2, 5, 7))}
+    assert values_of(structure, values, np.arange(2))[0]["ability"].shape == (1, 2, 5, 7)
+
+
 def random_tree(seed):
     """A tree of three levels with siblings, and a precision matrix of its shape."""
 
@@ -242,10 +307,33 @@ def beside(y, z):
             numpyro.sample("z", dist.Normal(other, NOISE), obs=z)
 
 
-def test_plates_beside_each_other_are_branches_of_one_tree():
-    rng = np.random.default_rng(0)
-    data = {"y": rng.normal(size=(5, 6)), "z": rng.normal(size=(5, 7))}
-    plan = am.amortize(beside, data, plate="unit")
+def over_both(y, z, *, crossing=False):
+    """Elements of two plates, and of both together, which hear of the first: of the second too if `crossing`."""
+    spread = numpyro.sample("spread", dist.HalfNormal(1.0))
+    first, second = numpyro.plate("first", y.shape[1], dim=-2), numpyro.plate("second", y.shape[2], dim=-1)
+    with numpyro.plate("unit", y.shape[0], dim=-3):
+        with first:
+            own = numpyro.sample("own", dist.Normal(0.0, spread))
+        with second:
+            other = numpyro.sample("other", dist.Normal(0.0, 1.0))
+            numpyro.sample("z", dist.Normal(other, NOISE), obs=z[:, None, :])
+        with first, second:
+            both = numpyro.sample("both", dist.Normal(own, 1.0))
+            numpyro.sample("y", dist.Normal(both + other if crossing else both, NOISE), obs=y)
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (beside, {"y": RNG.normal(size=(5, 6)), "z": RNG.normal(size=(5, 7))}),
+        (over_both, {"y": RNG.normal(size=(5, 2, 3)), "z": RNG.normal(size=(5, 3))}),
+    ],
+)
+def test_plates_beside_each_other_are_branches_of_one_tree(model, data):
+    plan = am.amortize(model, data, plate="unit")
     assert isinstance(plan.family, am.nested)
     batch = to_batch(am.units(data))
     joint, guide = initialise(plan, batch, jax.random.key(0))
@@ -258,9 +346,18 @@ def test_plates_beside_each_other_are_branches_of_one_tree():
     @eqx.filter_jit
     def facts(guide):
         frame, _ = guide._frame(tuple(x[0] for x in guide.encode(batch)), shared, unit, joint)
-        center = frame.place(jnp.zeros(14))
-        return jax.jacobian(frame.place)(jnp.zeros(14)), jax.grad(log_p)(center), jax.hessian(log_p)(center)
+        center = frame.place(jnp.zeros(joint.local_size))
+        jacobian = jax.jacobian(frame.place)(jnp.zeros(joint.local_size))
+        return jacobian, jax.grad(log_p)(center), jax.hessian(log_p)(center)
 
     jacobian, slope, hessian = (np.asarray(x, np.float64) for x in facts(guide))
     np.testing.assert_allclose(slope, 0.0, atol=1e-3)
     np.testing.assert_allclose(jacobian @ jacobian.T, np.linalg.inv(-hessian), atol=1e-4)
+
+
+def test_latents_that_cross_through_those_of_both_plates_are_no_tree():
+    data = {"y": RNG.normal(size=(5, 2, 3)), "z": RNG.normal(size=(5, 3))}
+    model = functools.partial(over_both, crossing=True)
+    assert isinstance(am.amortize(model, data, plate="unit").family, am.diagonal)
+    with pytest.raises(am.GuideError, match=r"'both' ties latents \['own', 'other'\] of plates that cross"):
+        am.amortize(model, data, plate="unit", family=am.nested())

@@ -107,6 +107,7 @@ def test_a_posterior_step_by_step_is_saved_and_loaded(tmp_path):
     again = am.load(tmp_path / "series.amx", model=model)
     first, second = (p.sample(data, num_samples=2, key=jax.random.key(2))["level"] for p in (posterior, again))
     np.testing.assert_array_equal(first, second)
+    assert posterior.encode(data).shape == (20, 50 * (8 + 1))
 
 
 def unequal(y, extra):

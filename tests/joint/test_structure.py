@@ -166,3 +166,26 @@ def test_supports_are_stored_in_words_without_traces_of_reading():
         "IntegerInterval(lower_bound=0, upper_bound=computed)",
     ]
     assert matching_params(model, plan.structure, "file.amx") == {}
+
+
+def ragged_beside_a_vector(y, w):
+    with numpyro.plate("county", y.shape[0], dim=-2):
+        level = numpyro.sample("level", dist.Normal(jnp.sum(w, axis=1)[:, None], 1.0))
+        with numpyro.plate("house", y.shape[1], dim=-1):
+            numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def classes_of_three(y, x):
+    with numpyro.plate("school", y.shape[0], dim=-3), numpyro.plate("class", y.shape[1], dim=-2):
+        own = numpyro.sample("own", dist.Normal(0.0, 1.0))
+        with numpyro.plate("pupil", y.shape[2], dim=-1):
+            numpyro.sample("y", dist.Normal(own + x[:, None], 1.0), obs=y)
+
+
+def test_an_array_as_long_as_the_longest_unit_does_not_lie_along_a_ragged_plate():
+    data = {"y": [np.ones(3), np.ones(1)], "w": np.ones((2, 3))}
+    structure = amortize(ragged_beside_a_vector, data, plate="county").structure
+    assert (structure.argument("w").plate, structure.argument("w").dims) == (None, (None,))
+    data = {"y": [np.ones((3, 3)), np.ones((1, 3))], "x": np.ones((2, 3))}
+    structure = amortize(classes_of_three, data, plate="school").structure
+    assert structure.argument("x").dims == ("pupil",)

@@ -53,7 +53,7 @@ class nested(Recipe):
             if built.num_components > 1:
                 raise GuideError(
                     f"am.nested({type(recipe).__name__}): a family of several components has too many of them together "
-                    "over all elements; use one with a single component, such as am.coupling()"
+                    "over all elements; use one with a single component, such as am.maf(2, transform=am.spline())"
                 )
             families.append(built)
         return Nested(sum(widths), tuple(families), tuple(ancestors))

@@ -105,11 +105,16 @@ def _along(
     for seen in one.values():
         if seen.argument == name:
             return _along_site(seen, plate)
-    sizes = {f: size for seen in one.values() for f, _, size in seen.plates if f != plate}
-    for frame, size in sizes.items():
-        if size > 1 and size in array.shape[1:]:
+    for frame, size in _fixed_sizes(one, inner, plate).items():
+        if size in array.shape[1:]:
             return frame, array.shape[1:].index(size)
     return None, 0
+
+
+def _fixed_sizes(one: Mapping[str, Seen], inner: tuple[InnerPlate, ...], plate: str) -> dict[str, int]:
+    """Inner plates by which arrays can be known; a ragged one is as long as its longest unit, which says nothing."""
+    others = {plate, *(p.name for p in inner if p.ragged)}
+    return {f: size for seen in one.values() for f, _, size in seen.plates if f not in others and size > 1}
 
 
 def _dims(
@@ -118,14 +123,15 @@ def _dims(
     """The inner plate along every axis of one unit's array: as its site has them, or one like it has, or by size."""
     dims: list[str | None] = [None] * (array.ndim - 1)
     like = [s for s in one.values() if s.argument == name]
-    like += [s for s in one.values() if s.argument in data.arrays and data.arrays[s.argument].shape == array.shape]
+    both = [other for other, x in data.arrays.items() if x.shape == array.shape and _alike(other, name, data)]
+    like += [s for s in one.values() if s.argument in both]
     if like:
         found = {frame: dim for frame, dim, _ in like[0].plates if dim - like[0].event_dim not in like[0].added}
         for frame, dim in found.items():
             if frame != plate and plate in found:
                 dims[like[0].unit_axis(dim, found[plate])] = frame
         return tuple(dims)
-    sizes = {f: size for seen in one.values() for f, _, size in seen.plates if f != plate and size > 1}
+    sizes = _fixed_sizes(one, inner, plate)
     for axis, size in enumerate(array.shape[1:]):
         ragged = [p.name for p in inner if axis == 0 and p.argument in data.lengths and _alike(p.argument, name, data)]
         fitting = ragged or [f for f, n in sizes.items() if n == size and f not in dims]
@@ -134,7 +140,9 @@ def _dims(
 
 
 def _alike(first: str, second: str, data: Batch) -> bool:
-    """Whether two arguments are ragged with the same lengths."""
+    """Whether two arguments are ragged with the same lengths, or neither is ragged."""
+    if not (first in data.lengths and second in data.lengths):
+        return first not in data.lengths and second not in data.lengths
     return any(first in group and second in group for group in ragged_groups(data))
 
 

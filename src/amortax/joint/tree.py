@@ -8,8 +8,9 @@ and of those above it broadcast against each other, and what elements tell their
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +141,7 @@ def tied(structure: Structure, follows: Mapping[str, frozenset[str]]) -> str:
     for site in local.values():
         if site.plates & steps:
             return f"those of site '{site.name}' are the steps of a scan, each of which follows the one before"
+    above: dict[frozenset[str], set[frozenset[str]]] = {site.plates: set() for site in local.values()}
     for site in structure.of("local", "discrete", "observed", "factor"):
         if not site.per_unit:
             continue
@@ -148,8 +150,22 @@ def tied(structure: Structure, follows: Mapping[str, frozenset[str]]) -> str:
             if apart := sorted(cause.plates - site.plates):
                 return f"site '{site.name}' depends on '{cause.name}' of all elements of plate '{apart[0]}'"
         kinds = {cause.plates for cause in causes} | ({site.plates} if site.name in local else set())
-        ordered = sorted(kinds, key=len)
-        if any(not a <= b for a, b in zip(ordered, ordered[1:], strict=False)):
+        if _crossing(kinds):
             names = [cause.name for cause in causes if cause.plates]
             return f"site '{site.name}' depends on latents {names} of plates that cross there"
+        for lowest in sorted(kinds, key=len)[-1:]:
+            above[lowest] |= kinds - {lowest}
+    for plates in sorted(above, key=len, reverse=True):  # once it is known, its element ties all above it together
+        if _crossing(above[plates]):
+            names = [site.name for site in local.values() if site.plates in above[plates] and site.plates]
+            name = next(site.name for site in local.values() if site.plates == plates)
+            return f"'{name}' ties latents {names} of plates that cross there"
+        for lowest in sorted(above[plates], key=len)[-1:]:
+            above[lowest] |= above[plates] - {lowest}
     return ""
+
+
+def _crossing(kinds: Collection[frozenset[str]]) -> bool:
+    """Whether some sets of plates aren't each within the next larger."""
+    ordered = sorted(kinds, key=len)
+    return any(not a <= b for a, b in itertools.pairwise(ordered))

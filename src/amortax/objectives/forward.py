@@ -155,7 +155,7 @@ def simulate(
             places.append(prior_frame(guide.shared.whitening).take(shared))
         if guide.local is not None:
             numbers, at = standing(joint.structure, local, unit)
-            places.append(guide.fixed_frame(at).take(numbers))
+            places.append(guide.whitened_numbers(numbers, at, joint))
         within += [jnp.all(jnp.abs(place) <= FARTHEST) for place in places]
         useful = jnp.all(jnp.stack(within))
         kept = {name: jnp.where(useful, x, unit.arrays[name]) for name, x in responses.items()}

@@ -17,8 +17,11 @@ WORTH = 0.75  # a further group must bring the padded cells below this share
 
 
 def by_length(data: Batch) -> tuple[Batch, ...]:
-    """The units of host `data` in at most `MOST_GROUPS` groups, by the lengths of their longest ragged argument."""
-    if not data.lengths:
+    """The units of host `data` in at most `MOST_GROUPS` groups, by the lengths of their longest ragged argument.
+
+    One where latents come with them: those of ragged plates are as many as the longest unit has.
+    """
+    if not data.lengths or data.latents is not None:
         return (data,)
     longest = np.max(np.stack([np.asarray(n) for n in data.lengths.values()]), axis=0)
     cuts = [int(longest.max())]
