@@ -69,7 +69,8 @@ class Batch(eqx.Module):
     for every argument that may have missing or padded places (True = a real value); `lengths` has the
     true number of elements of every ragged argument; `rows` says where units with parameters of their own
     have them (`encoders.free`), None without; `choice` the values of discrete sites at which a unit stands, if at
-    some (`joint.assignments`), so that its locals are numbers alone. On the host all are NumPy's.
+    some (`joint.assignments`), so that its locals are numbers alone; `latents` the unconstrained locals that made
+    its data where it was simulated, None where nobody knows. On the host all are NumPy's.
     """
 
     arrays: dict[str, AnyArray]
@@ -77,6 +78,7 @@ class Batch(eqx.Module):
     lengths: dict[str, Int[AnyArray, "*units"]]
     rows: Int[AnyArray, "*units"] | None = None
     choice: AnyArray | None = None
+    latents: Float[AnyArray, "*units_and_d"] | None = None
 
     def at(self, choice: Array) -> Batch:
         """The same with the learned discrete sites at a choice."""

@@ -122,6 +122,8 @@ def compare(first: Posterior, second: Posterior, data: Any, *, key: Array, num_s
     num_samples = whole_number("num_samples", num_samples)
     if num_samples < 2:
         raise DataError("compare: num_samples must be 2 or more, for a standard error")
+    for posterior in (first, second):
+        posterior.refuse_beliefs("compare")
     if difference := first.plan.structure.difference(second.plan.structure):
         raise DataError(f"compare: the posteriors are of different models, {difference}; give two of one model")
     plate, units = first.plan.structure.plate, (first.answerable(data), second.answerable(data))

@@ -16,6 +16,7 @@ from .joint.assignments import choice_size
 from .joint.levels import levels_of
 
 SUMMED = "summed exactly"
+BELIEFS = "; beliefs of a step given the steps up to it, no posterior of a whole series"
 
 
 def _count(tree: PyTree) -> int:
@@ -45,9 +46,8 @@ def describe(plan: Any) -> str:
         table.add_row(*row)
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=False)
-    sees = ", ".join(
-        feature.name + (f" (set along {feature.plate})" if feature.plate else "") for feature in plan.inputs.features
-    )
+    seen = [f.name + (f" (set along {f.plate})" if f.plate else "") for f in plan.inputs.features]
+    sees = ", ".join(seen) + BELIEFS * plan.filters
     over = "whole data sets" if structure.whole else f"plate '{structure.plate}'"
     console.print(
         f"model {structure.model}, amortized over {over}; observes {names['observed']}",

@@ -18,7 +18,9 @@ from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
 from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
+from .objectives.forward import ForwardKL
 from .own import remember, table_of, with_rows
+from .pairs import is_pairs, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
@@ -45,10 +47,11 @@ def fit(
     **Arguments:**
 
     - `guide`: what `amortize` returned, or a posterior to train on from where it is.
-    - `data`: as for `amortize`; it may be other units than those that were planned for.
+    - `data`: as for `amortize`; it may be other units than those that were planned for. For whole data sets also
+      (latents, data) pairs, as `simulate` makes them: latent site -> values, data sets first.
     - `key`: a typed JAX key, `jax.random.key(0)`.
     - `objective`: `IWELBO(8)`, say; default `ELBO()`, with 8 particles where there are globals and few units, 2 with
-      many, else 1.
+      many, else 1; of pairs and of `am.filtering()` `ForwardKL()`.
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
@@ -61,38 +64,64 @@ def fit(
     """
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
-    _check_objective(objective, guide)
     init_key, train_key = jax.random.split(key)
+    latents, data = data if is_pairs(data) else (None, data)
+    objective = _checked_objective(objective, guide, latents)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
-        training, held_out = _hold_out(plan, found, run, guide.joint)
+        training, held_out, local = _split(plan, found, run, guide.joint, latents)
         pair = (guide.joint, guide.guide)
     else:
         found = as_units(data, guide.model, guide.structure.plate)
         plan = guide.for_units(len(found))
         model = Joint(plan.model, plan.structure, _params(plan, found))
         found = conform(found, model)
-        training, held_out = _hold_out(plan, found, run, model)
+        training, held_out, local = _split(plan, found, run, model, latents)
         joint, built = initialise(plan, to_batch(training), init_key)
         pair = (joint, remember(built, training))
     training = _in_their_rows(training, pair[1])
     if plan.free and run.batch_size is None:
         run = dataclasses.replace(run, batch_size=OWN_BATCH)
-    joint, built, record = train(
-        pair,
-        TrainingData(drop_full_masks(to_batch(training), plan.structure), training.labels.tolist(), held_out),
-        key=train_key,
-        objective=objective or ELBO(num_particles=_particles(plan, training)),
-        optimizer=optimizer,
-        run=run,
-    )
+    batch = dataclasses.replace(drop_full_masks(to_batch(training), plan.structure), latents=local)
+    known = TrainingData(batch, training.labels.tolist(), held_out)
+    objective = objective or _default_objective(plan, training, latents)
+    joint, built, record = train(pair, known, key=train_key, objective=objective, optimizer=optimizer, run=run)
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     return Posterior(plan, joint, built, record, found.schema)
 
 
-def _check_objective(objective: AbstractObjective | None, guide: Plan | Posterior) -> None:
+def _split(
+    plan: Plan, found: Units, run: Run, joint: Joint, latents: Any
+) -> tuple[Units, Batch | None, np.ndarray | None]:
+    """(units to train on, held-out batch, and of pairs the latents of the former)."""
+    if latents is None:
+        return *_hold_out(plan, found, run, joint), None
+    if plan.free:
+        raise FitError("(latents, data) pairs teach q of later data, for which am.free() has none; give an encoder")
+    if run.validation is not None:
+        raise FitError("run.validation: of (latents, data) pairs a tenth is held out by itself; leave it out")
+    training, local, held_out = split_pairs(with_latents(latents, found, joint), found, plan.structure)
+    return training, held_out, local
+
+
+def _checked_objective(
+    objective: AbstractObjective | None, guide: Plan | Posterior, latents: Any
+) -> AbstractObjective | None:
+    """The objective, if it can train the guide; of beliefs the one that can."""
     trained = isinstance(guide, Posterior)
-    check_objective(objective or ELBO(), (guide.plan if trained else guide).structure, trained=trained)
+    plan = guide.plan if trained else guide
+    if plan.filters:
+        objective = objective or ForwardKL()
+        if not isinstance(objective, ForwardKL):
+            raise FitError(
+                f"am.filtering() learns beliefs of single steps, and am.{type(objective).__name__} trains a posterior "
+                "of the whole series; use am.ForwardKL(), or leave objective= out"
+            )
+    structure = plan.structure
+    if latents is not None:
+        structure = dataclasses.replace(structure, cannot_simulate="")  # it was, somewhere else
+    check_objective(objective or ELBO(), structure, trained=trained)
+    return objective
 
 
 def _in_their_rows(training: Units, guide: Guide) -> Units:
@@ -120,11 +149,13 @@ def _params(plan: Plan, data: Units) -> dict:
     return initial_params(plan.model, plan.structure, to_batch(data), jax.random.key(0))
 
 
-def _particles(plan: Plan, data: Units) -> int:
+def _default_objective(plan: Plan, data: Units, latents: Any) -> AbstractObjective:
     """With globals, mirrored pairs of draws: one pair cancels the noise of a minibatch, four serve few units better."""
+    if latents is not None:
+        return ForwardKL()  # where no density need be right
     if not plan.structure.size("global"):
-        return 1
-    return 8 if len(data) <= 512 else 2
+        return ELBO(num_particles=1)
+    return ELBO(num_particles=8 if len(data) <= 512 else 2)
 
 
 def _merge(run: Run, num_steps: int | None, batch_size: int | None) -> Run:

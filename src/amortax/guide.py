@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from ._types import Batch, Context, Fixed
 from .encoders.base import AbstractEncoder
+from .encoders.causal import Causal
 from .families.base import AbstractFamily, Component, draw_noise
 from .families.discrete import Categorical, Factorised
 from .families.nested import Nested
@@ -50,6 +51,11 @@ class Guide(eqx.Module):
         """Whether every family can evaluate its density elsewhere than at its own draws without a loop."""
         blocks = [block for block in (self.shared, self.local) if block is not None]
         return all(block.family.cheap_log_prob for block in blocks)
+
+    @property
+    def filters(self) -> bool:
+        """Whether q of a unit is the product of its beliefs step by step, and no posterior of the unit."""
+        return isinstance(self.encoder, Causal)
 
     def encode(self, batch: Batch) -> Context:
         """Contexts, every part with a leading unit axis; computed once for any number of draws."""

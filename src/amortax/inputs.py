@@ -10,10 +10,11 @@ from .joint.structure import Argument, Structure
 from .joint.tree import tree_of
 
 
-def inputs_of(structure: Structure, by_elements: bool = False) -> Inputs:
+def inputs_of(structure: Structure, by_elements: bool = False, by_step: bool = False) -> Inputs:
     """What the encoder sees: arrays along an exchangeable or ragged inner plate are sets, all others plain arrays.
 
-    Elements with numbers of their own are a set where q goes `by_elements`, and have places of their own elsewhere.
+    Elements with numbers of their own are a set where q goes `by_elements`, and have places of their own elsewhere;
+    `by_step` it goes along a series.
     Labels of which the guide has a q it does not see, or q would only repeat them.
     """
     hidden = {argument for argument, site in structure.labels.items() if site in structure.learned}
@@ -21,12 +22,14 @@ def inputs_of(structure: Structure, by_elements: bool = False) -> Inputs:
     sets = [p for p in structure.plates if p.ragged or (by_elements if p.name in own else p.exchangeable)]
     ordered = tuple(p.name for p in sets if not p.exchangeable)
     names = [p.name for p in sets]
-    features = tuple(_feature(a, names, by_elements=by_elements) for a in structure.arguments if a.name not in hidden)
-    return Inputs(features, ordered, **_levels(structure, features) if by_elements else {})
+    times = [p.name for p in structure.plates if not p.exchangeable]
+    seen = [a for a in structure.arguments if a.name not in hidden]
+    features = tuple(_feature(a, names, times, by_elements=by_elements) for a in seen)
+    return Inputs(features, ordered, **_levels(structure, features) if by_elements else {}, by_step=by_step)
 
 
-def _feature(argument: Argument, sets: Sequence[str], *, by_elements: bool) -> Feature:
-    """An argument as the encoder sees it; `sets` names the plates whose elements are a set."""
+def _feature(argument: Argument, sets: Sequence[str], times: Sequence[str], *, by_elements: bool) -> Feature:
+    """An argument as the encoder sees it: elements of plates in `sets` are a set, those in `times` have an order."""
     along = [(name, axis) for axis, name in enumerate(argument.dims) if name is not None and name in sets]
     if not by_elements:
         one = argument.plate
@@ -41,6 +44,7 @@ def _feature(argument: Argument, sets: Sequence[str], *, by_elements: bool) -> F
         argument.first_category,
         argument.positive,
         tuple(along[1:]),
+        time_axis=next((axis for axis, name in enumerate(argument.dims) if name in times), None),
     )
 
 

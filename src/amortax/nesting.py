@@ -1,7 +1,9 @@
-"""When is a unit inferred element by element? Where its inner plates have numbers of their own and are ragged, or many.
+"""When does q of a unit go element by element, or step by step? Where its parts have numbers of their own.
 
-Then encoder, head and family mirror the plates (`encoders.nested`, `heads.NestedNewton`, `families.nested`): their
-parameters don't depend on how many elements there are, and a unit may have any number of them.
+By elements where its inner plates have numbers of their own and are ragged, or many. Then encoder, head and family
+mirror the plates (`encoders.nested`, `heads.NestedNewton`, `families.nested`): their parameters don't depend on how
+many elements there are, and a unit may have any number of them. By steps where an encoder of series is asked for and q
+is a Markov chain as long as the series: every step then has a context of its own.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from ._recipe import Recipe
 from ._types import Batch
 from .encoders.base import Inputs
 from .encoders.nested import NestedEncoder
+from .encoders.sequence import SEQUENCE, series_of
 from .encoders.sets import attention_set, deep_set
+from .families.markov import markov, steps_of
 from .families.nested import Nested, nested
 from .heads import NestedNewton, newton
+from .inputs import inputs_of
 from .joint.joint import Joint
 from .joint.structure import Argument, Structure
 from .joint.tree import tree_of
@@ -52,6 +57,15 @@ def by_elements(structure: Structure, family: Recipe | None) -> bool:
         )
     many = structure.size("local") > DENSE and not structure.tied and not structure.classified
     return isinstance(family, nested) or structure.stretches or (family is None and inner and many)
+
+
+def goes_by_step(structure: Structure, encoder: Recipe | None, family: Recipe | None) -> bool:
+    """Whether q goes along a series, told step by step: an encoder of series reads as many steps as q has."""
+    if not (isinstance(encoder, SEQUENCE) and isinstance(family, markov)) or structure.classified:
+        return False
+    series = series_of(inputs_of(structure), f"am.{type(encoder).__name__}()").features
+    lengths = {f.shape[f.plate_axis] for f in series if f.plate is not None}
+    return lengths == {len(steps_of(family.layout or structure.layout("local"), structure.size("local")))}
 
 
 def refuse_others(encoder: Recipe | None, head: Recipe | None) -> None:

@@ -1,4 +1,4 @@
-"""How is a guide chosen? From the structure of the model: blocks, encoder, head and families, each open to the user.
+"""What will be built for a model? A plan: its structure, and a recipe for each part of the guide.
 
 `amortize` reads and probes the model, checks the data and returns a `Plan`: frozen, printable, stored as JSON beside
 the trained numbers, and enough to build the guide's skeleton without data.
@@ -19,23 +19,20 @@ from jaxtyping import Array
 from ._errors import DataError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
+from .beliefs import build_beliefs, is_filtering
 from .data.arrays import units
+from .defaults import RECIPE_NAMES, choose
 from .describe import describe
 from .encoders.base import Inputs
-from .encoders.dense import dense
 from .encoders.free import free
-from .encoders.sets import deep_set
-from .families.blocks import blocks
-from .families.discrete import Categorical, categorical
+from .families.discrete import Categorical
+from .families.markov import markov
 from .families.nested import nested
-from .families.normal import diagonal, full
 from .guide import Block, Guide
-from .heads import concatenate, newton
 from .inputs import inputs_of
 from .intake import as_units, to_batch
 from .joint.assignments import element_counts
 from .joint.joint import Joint
-from .joint.levels import refuse_too_many
 from .joint.probe import initial_params, probe
 from .joint.read import read
 from .joint.refuse import refuse_tied
@@ -43,12 +40,9 @@ from .joint.slopes import check_slopes
 from .joint.structure import Structure
 from .joint.values import check_values
 from .joint.whole import DATASET, whole
-from .nesting import build_nested, by_elements, elements_are_independent, loosened, refuse_others
+from .nesting import build_nested, elements_are_independent
 from .own import first_row, own_family
-from .unsuited import check_head, check_latents, check_missing, refuse_idle, refuse_without_numbers, with_choice
-
-RECIPE_NAMES = ("encoder", "head", "family", "shared_family", "classifier")
-FULL_LOCAL, FULL_SHARED, NEWTON_LOCAL = 8, 200, 16  # largest dimensions for which these are chosen
+from .unsuited import check_missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +60,8 @@ class Plan:
 
     def build(self, key: Array) -> Guide:
         """The guide with fresh parameters; whitening and standardisation are neutral until `fit` sets them."""
+        if self.filters:
+            return build_beliefs(self.structure, self.inputs, self.encoder, self.family or self.classifier, key=key)
         keys = jax.random.split(key, 5 if self.classifier else 4)
         local_size, shared_size = self.structure.size("local"), self.structure.size("global")
         shared = local = encoder = head = classifier = None
@@ -100,6 +96,11 @@ class Plan:
         """Whether every unit has parameters of its own."""
         return isinstance(self.encoder, free)
 
+    @property
+    def filters(self) -> bool:
+        """Whether q of a unit is the product of its beliefs step by step."""
+        return is_filtering(self.family, self.classifier)
+
     def for_units(self, count: int) -> Plan:
         """The plan for so many units, which matters only where each has parameters of its own."""
         return dataclasses.replace(self, encoder=free(num_units=count)) if self.free else self
@@ -125,7 +126,9 @@ class Plan:
         check_entries("plan's recipes", spec["recipes"], RECIPE_NAMES)
         structure = Structure.from_json(spec["structure"])
         recipes = {name: from_json(recipe, RECIPES) for name, recipe in spec["recipes"].items()}
-        return Plan(model, structure, inputs_of(structure, isinstance(recipes["family"], nested)), **recipes)
+        family = recipes["family"]
+        inputs = inputs_of(structure, isinstance(family, nested), isinstance(family, markov) and bool(family.by_step))
+        return Plan(model, structure, inputs, **recipes)
 
     def __str__(self) -> str:
         return describe(self)
@@ -135,75 +138,10 @@ def _neutral(*shape: int) -> Fixed:
     return Fixed({"center": jnp.zeros(shape), "scale": jnp.ones(shape)})
 
 
-def choose(
-    model: Callable,
-    structure: Structure,
-    *,
-    encoder: Recipe | None,
-    head: Recipe | None,
-    family: Recipe | None,
-    shared_family: Recipe | None,
-    classifier: Recipe | None,
-) -> Plan:
-    """Fills in what the user left open."""
-    structure = with_choice(structure, encoder, classifier)
-    refuse_too_many(structure)
-    if split := by_elements(structure, family):
-        structure = loosened(structure)
-    inputs = inputs_of(structure, split)
-    local, shared = structure.size("local"), structure.size("global")
-    check_latents(structure)
-    if not local:
-        refuse_without_numbers(structure, encoder=encoder, family=family, head=head)
-    if not shared:
-        idle = {"shared_family": shared_family} | ({} if split else {"head": head})
-        refuse_idle(idle, "the model has no global latents")
-    if not structure.classified:
-        refuse_idle({"classifier": classifier}, "no numeric local stands beside a discrete site of the unit")
-    chosen: dict[str, Recipe | None] = dict.fromkeys(RECIPE_NAMES)
-    chosen["head"] = _head(structure, encoder, head, split=split)
-    if local or structure.drawn:
-        chosen["encoder"] = encoder or _encoder(inputs, small=isinstance(chosen["head"], newton))
-    if local:
-        left_open = {"depth": 1 if shared or structure.classified else 0, "layout": structure.layout("local")}
-        small = full() if local <= FULL_LOCAL else diagonal()
-        chosen["family"] = _with(family or (nested() if split else small), left_open)
-    if structure.classified:
-        chosen["classifier"] = classifier or categorical()
-    if shared:
-        left_open = {"layout": structure.layout("global"), "sites": structure.supports("global")}
-        chosen["shared_family"] = _with(shared_family or (full() if shared <= FULL_SHARED else blocks()), left_open)
-    plan = Plan(model, structure, inputs, **chosen)
+def _whole_plan(model: Callable, structure: Structure, inputs: Inputs, recipes: dict[str, Recipe | None]) -> Plan:
+    plan = Plan(model, structure, inputs, **recipes)
     plan.skeleton()  # a recipe that does not fit says so now
     return plan
-
-
-def _head(structure: Structure, encoder: Recipe | None, head: Recipe | None, *, split: bool) -> Recipe | None:
-    """How locals are placed: where there are globals to follow, or elements of their own."""
-    local, shared = structure.size("local"), structure.size("global")
-    if split:
-        refuse_others(encoder, head)
-        return head or newton()
-    if not (local and shared):
-        return None
-    check_head(encoder, head)
-    small = local <= NEWTON_LOCAL or shared > 32 or isinstance(encoder, free)
-    return head or (newton() if small else concatenate())
-
-
-def _encoder(inputs: Inputs, *, small: bool) -> Recipe:
-    """By the shape of the data; a small one for sets where a Newton step of the model does most of the work."""
-    if not inputs.plates:
-        return dense()
-    return deep_set(width=32, depth=1) if small else deep_set()
-
-
-def _with(family: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with these values for options that it, or a recipe inside it, leaves open."""
-    options = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    inner = {name: _with(option, values) for name, option in options.items() if isinstance(option, Recipe)}
-    own = {name: value for name, value in values.items() if options.get(name, 0) is None}
-    return dataclasses.replace(family, **inner, **own)
 
 
 def _with_gaps(batch: Batch, missing: Sequence[str]) -> Batch:
@@ -276,9 +214,9 @@ def _refuse_one(structure: Structure, count: int) -> None:
 
 def _planned(joint: Joint, batch: Batch, recipes: dict[str, Recipe | None]) -> Plan:
     """What was chosen; not element by element where elements turn out to hear of each other."""
-    plan = choose(joint.model, joint.structure, **recipes)
+    plan = _whole_plan(joint.model, *choose(joint.structure, **recipes))
     if not isinstance(plan.family, nested) or elements_are_independent(joint, batch):
         return plan
     structure = dataclasses.replace(joint.structure, tied="log p of one changes with the numbers of another")
     refuse_tied(structure)
-    return choose(joint.model, structure, **recipes)
+    return _whole_plan(joint.model, *choose(structure, **recipes))

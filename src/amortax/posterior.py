@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Array
 
 from . import answer
-from ._errors import ArtifactError, DataError, check_entries
+from ._errors import ArtifactError, DataError, GuideError, check_entries
 from ._types import PyTree, Terms, check_key, whole_number
 from .artifact import read_artifact, write_artifact
 from .data import TableSchema, Units
 from .elsewhere import place_of
 from .evidence import evidence
+from .filter import Filter, filter_of
 from .guide import Guide
 from .intake import conform
 from .interop import to_dataset, values_of
@@ -60,13 +61,23 @@ class Posterior(eqx.Module):
         not on how many units or draws are asked for. Without an encoder (`free`) only units of the training are known.
 
         **Returns** an `xarray.Dataset` with dims (sample, plate names, event dims), unit labels as coordinates,
-        deterministic sites included.
+        deterministic sites included. With `am.filtering()` draws are of the beliefs, step by step: those of a step
+        are right by themselves, given the data up to it, and a whole draw is none of the series.
 
         **Raises** `DataError` for data of another form, or impossible values.
         """
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         return to_dataset(self._structure, found, *answer.sample(self.joint, self.guide, found, num_samples, key))
+
+    def filter(self) -> Filter:
+        """Beliefs q(z_t | x_1, ..., x_t) of one series, carried on by one observation at a time.
+
+        **Returns** a `Filter` with `init`, `update` and `belief`, which run inside `jax.jit`, `vmap` and `lax.scan`.
+
+        **Raises** `GuideError` for a posterior whose family is not `am.filtering()`.
+        """
+        return filter_of(self._structure, self.guide)
 
     def predict(self, data: Any, *, num_samples: int, key: Array, at: Any = None) -> Any:
         """Posterior-predictive draws of the observed sites, missing cells included.
@@ -76,6 +87,7 @@ class Posterior(eqx.Module):
 
         **Returns** an `xarray.Dataset` as `sample` does.
         """
+        self.refuse_beliefs("predict")
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         place = found if at is None else place_of(at, found, self.joint)
@@ -118,6 +130,7 @@ class Posterior(eqx.Module):
 
         **Raises** `DataError` for fewer draws than a k-hat needs.
         """
+        self.refuse_beliefs("evidence")
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         import xarray
@@ -134,6 +147,7 @@ class Posterior(eqx.Module):
 
         **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
         """
+        self.refuse_beliefs("check")
         from .checks.check import check  # what only this verb needs would take 2% of an import of amortax
 
         check_key(key)
@@ -162,6 +176,15 @@ class Posterior(eqx.Module):
     def answerable(self, data: Any) -> Units:
         """`data` as checked units that this posterior can answer for, or a `DataError` that says why it can't."""
         return with_rows(conform(data, self.joint), self.guide)
+
+    def refuse_beliefs(self, verb: str) -> None:
+        """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps."""
+        if self.plan.filters:
+            raise GuideError(
+                f"{verb}: am.filtering() has beliefs of single steps given the steps up to them, and no posterior of a "
+                "series that could be judged or used as one; use posterior.filter() and sample, or am.markov() for the "
+                "posterior of a whole series"
+            )
 
     @property
     def _structure(self) -> Any:

@@ -7,15 +7,21 @@ from collections.abc import Sequence
 
 from ._errors import GuideError, ModelError
 from ._recipe import Recipe
+from .encoders.causal import causal
 from .encoders.free import free
 from .families.discrete import factorised
-from .heads import newton
+from .heads import concatenate, newton
 from .joint.arguments import unplanned
 from .joint.structure import Structure
 
 
 def with_choice(structure: Structure, encoder: Recipe | None, classifier: Recipe | None) -> Structure:
     """The structure as the guide will see it: with a q of the unit's own discrete sites or not, listed or drawn."""
+    if isinstance(encoder, causal):
+        raise GuideError(
+            "encoder=am.causal() has a context for every step and none for the whole series; leave it out, or give "
+            "family=am.filtering() for beliefs step by step"
+        )
     own, drawn = any(not site.plates for site in structure.summed), isinstance(classifier, factorised)
     if not drawn:
         classified = own and structure.size("local") > 0 and not isinstance(encoder, free)
@@ -41,8 +47,13 @@ def check_latents(structure: Structure) -> None:
         raise ModelError(f"model '{structure.model}' has no latent site: there is no posterior to learn{why}")
 
 
-def check_head(encoder: Recipe | None, head: Recipe | None) -> None:
-    """Parameters of a unit's own are not told the globals: only some heads place them."""
+def check_head(encoder: Recipe | None, head: Recipe | None, *, by_step: bool) -> None:
+    """Parameters of a unit's own are not told the globals: only some heads place them; nor do all place a series."""
+    if by_step and not isinstance(head or concatenate(), concatenate):
+        raise GuideError(
+            f"head=am.{type(head).__name__}() places a unit as a whole, and encoder=am.{type(encoder).__name__}() "
+            "tells am.markov() of step after step; leave out the head, or give encoder=am.dense()"
+        )
     if isinstance(encoder, free) and not isinstance(head or newton(), newton):
         raise GuideError(
             f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "

@@ -1,5 +1,6 @@
 """What every encoder promises: sets without order, masks without trace, counts known, no units of measurement."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -16,7 +17,13 @@ from amortax.encoders.base import Feature, Inputs, training_statistics
 
 SMALL = {"width": 8, "depth": 1}
 SETS = {"deep_set": am.deep_set(**SMALL), "attention_set": am.attention_set(**SMALL, heads=2)}
-ALL = {"dense": am.dense(**SMALL), "convolution": am.convolution(channels=4, width=8), **SETS}
+SERIES = {
+    "recurrent": am.recurrent(width=6, layers=2),
+    "temporal_convolution": am.temporal_convolution(width=6, layers=2),
+    "attention_sequence": am.attention_sequence(width=8, layers=2, heads=2),
+}
+LOOSE = {**SETS, **SERIES}  # a unit may have any number of elements
+ALL = {"dense": am.dense(**SMALL), "convolution": am.convolution(channels=4, width=8), **LOOSE}
 
 PLAIN = Inputs(
     (
@@ -36,16 +43,19 @@ SET = Inputs(
         Feature("effect", (None,), "house", 0, masked=True, response=True),
     )
 )
+IN_TIME = Inputs(tuple(dataclasses.replace(f, time_axis=0) if f.plate else f for f in SET.features), ordered=("house",))
 
 
 def inputs_of(name):
+    if name in SERIES:
+        return IN_TIME
     return SET if name in SETS else IMAGES if name == "convolution" else PLAIN
 
 
 def units_of(name, count=40, length=5, seed=0):
     """Host arrays of some units; in sets of `length` places some have fewer elements, and some cells are missing."""
     rng = np.random.default_rng(seed)
-    if name not in SETS:
+    if name not in LOOSE:
         arrays = {
             "age": (40 + 10 * rng.standard_normal(count)).astype(np.float32),
             "visits": rng.poisson(6, (count, 3)).astype(np.int32),
@@ -125,7 +135,7 @@ def test_values_under_the_mask_change_no_bit(name):
     for odd in (0, -1, 7, np.iinfo(np.int32).max) if name == "dense" else (0.0, 1e38, -1e38, np.nan, np.inf):
         arrays = {**batch.arrays, response: np.where(hidden, odd, batch.arrays[response])}
         arrays[response] = arrays[response].astype(batch.arrays[response].dtype)
-        if name in SETS:  # beyond a unit's own elements nothing at all counts
+        if name in LOOSE:  # beyond a unit's own elements nothing at all counts
             beyond = np.arange(5) >= batch.lengths["dose"][:, None]
             arrays["dose"] = np.where(beyond[..., None], odd, arrays["dose"]).astype(np.float32)
             arrays["kind"] = np.where(beyond, 10**6, arrays["kind"]).astype(np.int32)
@@ -145,7 +155,7 @@ def test_the_order_of_the_elements_does_not_count_and_their_values_do(name):
     assert np.abs(mixed - known).max() > 1e-3  # rows are seen as rows: one column alone out of order is other data
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", LOOSE)
 def test_padding_changes_nothing(name):
     encoder, batch = built(name), units_of(name)
     more = {k: x if k == "size" else np.concatenate([x, *[x[:, -1:]] * 45], axis=1) for k, x in batch.arrays.items()}
@@ -154,18 +164,18 @@ def test_padding_changes_nothing(name):
     assert np.abs(padded - known).max() <= 1e-6 * np.abs(known).max()
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", LOOSE)
 def test_padding_is_known_by_the_lengths_alone(name):
     # A set of covariates has no mask: its lengths say where it ends.
-    inputs = Inputs((Feature("dose", (None, 2), "house", 0),))
-    encoder, rng = SETS[name].build(inputs, key=jax.random.key(0)), np.random.default_rng(6)
+    inputs = Inputs((Feature("dose", (None, 2), "house", 0, time_axis=0 if name in SERIES else None),))
+    encoder, rng = LOOSE[name].build(inputs, key=jax.random.key(0)), np.random.default_rng(6)
     dose, lengths = rng.standard_normal((4, 5, 2)).astype(np.float32), np.array([0, 1, 3, 5], np.int32)
     known = encode(encoder, Batch({"dose": dose}, {}, {"dose": lengths}))
     other = np.where((np.arange(5) < lengths[:, None])[..., None], dose, 1e9).astype(np.float32)
     np.testing.assert_array_equal(encode(encoder, Batch({"dose": other}, {}, {"dose": lengths})), known)
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", LOOSE)
 def test_an_empty_set_is_finite_with_its_gradient(name):
     encoder, batch = built(name), units_of(name)
     for length, mask in ((0, batch.masks["effect"]), (5, np.zeros((40, 5), bool))):  # no elements, none that tells
@@ -176,7 +186,7 @@ def test_an_empty_set_is_finite_with_its_gradient(name):
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", LOOSE)
 def test_the_number_of_elements_is_known(name):
     # The same element once, twice, ten times: without the count no precision could be right.
     encoder, batch = built(name), units_of(name, count=1, length=10)

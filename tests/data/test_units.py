@@ -54,6 +54,9 @@ def test_elements_of_a_unit_may_be_ragged_too():
     check(data.masks["x"], [[[1, 0], [1, 1]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]], np.bool_)
     assert data.arrays["x"][data.masks["x"]].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert np.isin(data.arrays["x"], [1.0, 2.0, 3.0, 4.0]).all()
+    rows = units({"x": [[np.ones((2, 3)), []], [np.ones((1, 3))]]})
+    assert rows.arrays["x"].shape == (2, 2, 2, 3)
+    assert rows.masks["x"][..., 0].tolist() == [[[True, True], [False, False]], [[True, False], [False, False]]]
 
 
 def test_lists_of_equal_length_are_ragged_all_the_same():
@@ -225,6 +228,11 @@ def test_a_list_of_data_sets():
         ({"z": [None, 1j]}, {}, "unit 1: expected a real number.*complex"),
         ({"x": [[1.0], 2.0]}, {}, "unit 1: expected an array, as other units have, got 2.0"),
         ({"x": [np.ones((1, 2)), np.ones((1, 3))]}, {}, r"unit 1: expected shape \(any, \*\(2,\)\), got \(1, 3\)"),
+        (
+            {"x": [[np.ones((2, 3)), np.ones((1, 2))], [np.ones((1, 3))]]},
+            {},
+            r"unit 0, position \[1\]: expected shape \(any, \*\(3,\)\), got \(1, 2\)",
+        ),
         ({"x": [[[[1.0], [2.0, 3.0]]]]}, {}, "unit 0: expected an array of numbers"),
     ],
 )

@@ -96,6 +96,14 @@ def test_empty_documents_are_refused_by_number():
         lda.documents(counts)
 
 
+@pytest.mark.parametrize("value", [0.4, -1.0, np.nan])
+def test_weights_that_are_no_counts_are_refused(value):
+    counts = np.ones((4, 3))
+    counts[1, 2] = value
+    with pytest.raises(am.DataError, match=r"unit '1', word 2: .* is no count .*not shares or weights"):
+        lda.documents(counts)
+
+
 @pytest.mark.slow
 def test_topics_are_found_that_made_the_words():
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import amortax as am
+from amortax.families.markov import in_rounds, in_steps
 from amortax.models import state_space
 
 STEPS, PHI = 50, 0.9  # both noises have variance one, the first state is that of the stationary process
@@ -69,6 +70,18 @@ def test_the_numbers_of_a_step_stand_together_whatever_the_layout():
     assert np.all(np.abs(np.std(draws, axis=0) / sd - 1) < 5 / 40000**0.5)
 
 
+def test_rounds_and_steps_are_one_recurrence():
+    """A CPU takes steps, an accelerator rounds; compared with the recurrence as it is written."""
+    rng = np.random.default_rng(0)
+    carry, moved = rng.normal(size=(7, 2, 2)).astype(np.float32), rng.normal(size=(7, 2)).astype(np.float32)
+    state, expected = np.zeros(2), []
+    for a, b in zip(carry, moved, strict=True):
+        state = a @ state + b
+        expected.append(state)
+    for way in (in_rounds, in_steps):
+        np.testing.assert_allclose(jax.jit(way)(carry, moved), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_series_of_one_step_is_a_normal():
     family = am.markov(layout=(((), (1, 1), ()),)).build(1, (), key=jax.random.key(0))
     value, log_q = family.sample_and_log_prob(jnp.array([0.7]), 0, ())
@@ -78,6 +91,13 @@ def test_a_series_of_one_step_is_a_normal():
 def test_a_level_that_would_explode_is_refused():
     with pytest.raises(am.ModelError, match="persistence=1.1"):
         am.amortize(functools.partial(state_space.many, persistence=1.1), some_series(3, seed=0), plate="series")
+
+
+def test_a_level_before_the_first_step_is_the_first():
+    layout = ((("time",), (3, 1), (0,)), ((), (1,), ()))
+    assert am.markov(layout=layout).build(4, (), key=jax.random.key(0)).steps == ((3,), (0,), (1,), (2,))
+    with pytest.raises(am.GuideError, match="must be as many as a step has"):
+        am.markov(layout=(((), (3, 2), ()), ((), (1,), ()))).build(7, (), key=jax.random.key(0))
 
 
 def test_sites_without_a_common_time_axis_are_refused():

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from conjugate import LinearGaussian, normal_kl
 from numpyro.infer.util import log_density
+from scipy.stats import norm
 
 import amortax as am
 from amortax._errors import DataError, ModelError
@@ -127,6 +128,30 @@ def test_one_data_set_is_plain_variational_inference():
     one = am.units([{"x": x[0]}])
     posterior = am.fit(am.amortize(linear, one, plate=None), one, key=jax.random.key(0), num_steps=600)
     assert kl(posterior, x) < 0.02
+
+
+def rounded(x):
+    numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(0.0, 3.0).expand([4]), obs=x)
+
+
+def test_simulations_in_the_place_of_whole_numbers_are_rounded():
+    """To the nearest, as those were: cut off, twice as many were zero."""
+    plan = am.amortize(rounded, {"x": RNG.integers(-3, 4, size=(5, 4))}, plate=None)
+    found = am.simulate(plan, 1000, key=jax.random.key(0))[1].arrays["x"]
+    share = 2 * norm.cdf(0.5 / 3.0) - 1
+    assert abs(np.mean(found == 0) - share) < 5 * np.sqrt(share * (1 - share) / found.size)
+
+
+def named_alike(x):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("dataset", x.shape[0]):
+        numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def test_a_plate_that_is_called_as_data_sets_are_is_refused():
+    with pytest.raises(ModelError, match="model 'named_alike' has a site or plate 'dataset'.*rename"):
+        am.amortize(named_alike, {"x": np.ones((5, 4))}, plate=None)
 
 
 def test_errors_name_the_data_set():

@@ -148,16 +148,6 @@ def stateful(y):
     simple(y, y)
 
 
-def scanning(y):
-    def step(state, _):
-        state = numpyro.sample("state", dist.Normal(state, 1.0))
-        return state, state
-
-    with numpyro.plate("u", y.shape[0]):
-        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
-    scan(step, 0.0, None, length=3)
-
-
 def scanning_in_plate(y):
     with numpyro.plate("u", y.shape[0]):
         scan(lambda state, _: (state, None), 0.0, None, length=3)
@@ -225,8 +215,7 @@ CASES = [
     (positional, Y, ["model 'positional' has positional-only arguments", "give every argument a name"]),
     (many, XY, ["model 'many' has positional-only arguments"]),
     (stateful, Y, ["site 'batch_stats' is mutable", "use a module without it"]),
-    (scanning, Y, ["model 'scanning', line", "scan or cond", "write the steps as one distribution"]),
-    (scanning_in_plate, Y, ["model 'scanning_in_plate', line", "scan or cond", "write the steps as one distribution"]),
+    (scanning_in_plate, Y, ["a scan stands inside plate 'u'", "put the plate into the body of the scan"]),
     (on_a_sphere, Y, ["site 'z' has support Sphere()", "no bijection", "biject_to knows"]),
     (complex_global, Y, ["site 'c' has support Complex()", "no bijection"]),
     (nothing_sampled, Y, ["model 'nothing_sampled' has no sample site"]),

@@ -33,6 +33,7 @@ def test_both_forms_have_the_density_of_scipy(discriminating):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_it_is_said_where_the_items_are_not_known():
+@pytest.mark.parametrize("item", [None, jnp.zeros((2, 3), int)])
+def test_it_is_said_where_the_items_are_not_known(item):
     with pytest.raises(am.ModelError, match="num_items"):
-        item_response.one_parameter(None, jnp.zeros((2, 3), int))
+        item_response.one_parameter(None, item)

@@ -117,6 +117,12 @@ def test_priors_have_the_scale_of_the_data():
     np.testing.assert_allclose(mixed_effects.link_priors(rows.units).sd.scale, [2.5, 2.5 / week.std()], rtol=1e-6)
 
 
+def test_responses_that_are_all_one_number_have_no_scale():
+    rows = mixed_effects.design(RATS | {"weight": [2.0] * 5}, group="rat", response="weight")
+    with pytest.raises(am.DataError, match=r"all 5 responses data\['y'\] are 2.0"):
+        mixed_effects.gaussian_priors(rows.units)
+
+
 @pytest.mark.parametrize("name", ["gaussian", "binomial", "poisson"])
 def test_ragged_groups_pass_the_probe(name):
     """Density of three groups together and one by one, with gaps: `amortize` refuses anything else."""

@@ -209,15 +209,23 @@ def _longest_inside(raws: list) -> int | None:
 
 def _read_inside(raw: Sequence[Any], longest: int, place: Callable) -> tuple[np.ndarray, np.ndarray]:
     """The elements of one unit, each padded to `longest` with missing places."""
+    parts = [cells.read(item, functools.partial(_inside, place, number)) for number, item in enumerate(raw)]
+    trailing = next((value.shape[1:] for value, _ in parts if value.size), ())
     values, masks = [], []
-    for number, item in enumerate(raw):
-        value, mask = cells.read(item, lambda index, number=number: place((number, *index)))
-        more = [(0, longest - len(value))] + [(0, 0)] * (value.ndim - 1)
-        values.append(np.pad(value if len(value) else np.zeros((0, *value.shape[1:]), bool), more))
-        masks.append(np.pad(mask, more))
-    if not values:
-        return np.zeros((0, longest), bool), np.zeros((0, longest), bool)
-    return np.stack(values), np.stack(masks)
+    for number, (value, mask) in enumerate(parts):
+        if value.size and value.shape[1:] != trailing:
+            raise DataError(
+                f"{place((number,))}: expected shape (any, *{trailing}), got {value.shape}; only axis 0 may differ"
+            )
+        for found, array in ((values, value), (masks, mask)):
+            own = array if array.size else np.zeros((0, *trailing), bool)
+            found.append(np.pad(own, [(0, longest - len(own)), *[(0, 0)] * len(trailing)]))
+    none = np.zeros((0, longest), bool)
+    return (np.stack(values), np.stack(masks)) if parts else (none, none)
+
+
+def _inside(place: Callable, number: int, index: tuple[int, ...]) -> str:
+    return place((number, *index))
 
 
 def _as_list(raw: Any) -> Any:

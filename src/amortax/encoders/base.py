@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._errors import GuideError
 from .._types import Batch, Fixed
@@ -38,6 +38,7 @@ class Feature:
     positive: bool = False
     others: tuple[tuple[str, int], ...] = ()  # further plates along which its elements are sets, and their axes
     image: bool = False  # its places share one scale, channel by channel, and are not among the plain numbers
+    time_axis: int | None = None  # its axis along an inner plate whose elements have an order
 
     @property
     def sets(self) -> dict[str, int]:
@@ -67,13 +68,15 @@ class Inputs:
     """All that an encoder sees; `ordered` lists set plates whose elements are not exchangeable.
 
     Where a unit's elements have numbers of their own, `levels` names the inner plates of each level of them, of which
-    `nested` says the order, outermost first; an encoder then gives a context for every level.
+    `nested` says the order, outermost first; an encoder then gives a context for every level. With `by_step` q goes
+    along a series, and an encoder of series gives a context for every step.
     """
 
     features: tuple[Feature, ...]
     ordered: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
     levels: tuple[tuple[str, ...], ...] = ()
+    by_step: bool = False
 
     @property
     def plates(self) -> tuple[str, ...]:
@@ -131,6 +134,18 @@ class Features(eqx.Module):
         if plate in self.inputs.ordered:
             rows.append((jnp.arange(rows[0].shape[0]) / 10.0 - 1.0)[:, None])
         return jnp.where(weight[:, None] > 0, jnp.concatenate(rows, axis=1), 0.0), weight
+
+    def steps(self, unit: Batch, plate: str) -> tuple[Float[Array, "T width"], Bool[Array, " T"]]:
+        """One row per step of a series, missing ones too, and which steps are the unit's own; zeros in the others."""
+        rows = []
+        for feature in self.inputs.along(plate):
+            numbers = jnp.moveaxis(self.numbers(feature, unit), feature.plate_axis, 0)
+            rows.append(numbers.reshape(numbers.shape[0], -1))
+        own = jnp.ones(rows[0].shape[0], bool)
+        for feature in self.inputs.along(plate):
+            if feature.name in unit.lengths:
+                own &= jnp.arange(own.shape[0]) < unit.lengths[feature.name]
+        return jnp.where(own[:, None], jnp.concatenate(rows, axis=1), 0.0), own
 
     def numbers(self, feature: Feature, unit: Batch) -> Float[Array, "*shape seen"]:
         """What is seen of every place of one argument."""

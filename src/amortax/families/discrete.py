@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -89,7 +89,7 @@ class Factorised(eqx.Module):
 
     counts: tuple[int, ...] = eqx.field(static=True)
     told_globals: bool = eqx.field(static=True)
-    network: Network
+    network: Callable[..., Array]
 
     def log_probs(self, context: Context) -> Float[Array, "elements values"]:
         """Log probabilities of every element's values given a context, -inf for values that an element lacks."""

@@ -4,9 +4,11 @@ With T steps of d numbers, in the standardised numbers ε_t,
 
     z_t = m_t + A_t (z_{t-1} - m_{t-1}) + L_t ε_t,    L_t lower triangular,
 
-so that log q is the sum of T normals, and a draw a linear recurrence, which `jax.lax.associative_scan` runs in log T
-rounds. The posterior of a linear-Gaussian state space model is such a normal (Rauch, Tung and Striebel 1965); numbers
-that are independent given their neighbours have no better one. A, L and m of every step come from the context.
+so that log q is the sum of T normals, and a draw a linear recurrence, which an associative scan runs in log T rounds on
+an accelerator; a CPU takes the T steps one by one (30 times faster there with four numbers a step,
+`benchmarks/series.py`). The posterior of a linear-Gaussian state space model is such a normal (Rauch, Tung and Striebel
+1965); numbers that are independent given their neighbours have no better one. A, L and m of every step come from the
+context.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from jaxtyping import Array, Float
 
 from .._errors import GuideError
 from .._linalg import LARGEST, solve_lower
+from .._network import over_rows
 from .._recipe import Recipe
 from .._types import Context
 from .base import Conditioner, bounded_log_scale, triangular
@@ -36,8 +39,10 @@ class markov(Recipe):
 
     - `layout`: where the numbers of every site stand; None: filled in from the model by `amortize`. The first axis of
       length above one, an inner plate or an axis of the event, is time, and the same for all sites; so the numbers of a
-      series of one step are taken for steps.
+      series of one step are taken for steps. As many numbers without that axis as a step has are the step before.
     - `width`, `depth`: hidden layers between a context and the parameters.
+    - `by_step`: whether every step has a context of its own, and all the same network; None: filled in by `amortize`,
+      True beside an encoder of series that are as long.
 
     **Raises** `GuideError` when built without a layout, where sites have no time axis in common, or for more than 16
     numbers a step.
@@ -46,6 +51,7 @@ class markov(Recipe):
     width: int = 64
     depth: int | None = None
     layout: tuple[Place, ...] | None = None
+    by_step: bool | None = None
 
     def build(self, size: int, context_sizes: tuple[int, ...], *, key: Array) -> Markov:
         """The family on R^size."""
@@ -53,29 +59,39 @@ class markov(Recipe):
             raise GuideError(
                 "am.markov() needs the sites of a model to know its steps; give it as family= to am.amortize"
             )
-        index = _steps(self.layout, size)
+        index = steps_of(self.layout, size)
         length, width = index.shape
         if width > LARGEST:
             raise GuideError(f"am.markov(): {width} numbers in each of {length} steps; {LARGEST} are the most")
-        count = 2 * size + length * (width * (width - 1) // 2) + (length - 1) * width**2
-        parameters = Conditioner(count, size, context_sizes, self.width, self.depth or 0, key=key)
-        return Markov(size, tuple(map(tuple, index.tolist())), parameters)
+        below = width * (width - 1) // 2
+        if self.by_step:
+            count, means = 2 * width + below + width**2, width
+        else:
+            count, means = 2 * size + length * below + (length - 1) * width**2, size
+        parameters = Conditioner(count, means, context_sizes, self.width, self.depth or 0, key=key)
+        return Markov(size, tuple(map(tuple, index.tolist())), parameters, bool(self.by_step))
 
 
-def _steps(layout: tuple[Place, ...], size: int) -> np.ndarray:
-    """Positions (T, d) of the numbers of every step."""
+def steps_of(layout: tuple[Place, ...], size: int) -> np.ndarray:
+    """Positions (T, d) of the numbers of every step, those from which a series starts before the others."""
     parts, start, shapes = [], 0, [tuple(shape) for _, shape, _ in layout]
     for shape in shapes:
         places = start + np.arange(int(np.prod(shape))).reshape(shape)
         axis = next((i for i, n in enumerate(shape) if n > 1), 0)
         parts.append(np.moveaxis(places, axis, 0).reshape(places.shape[axis] if shape else 1, -1))
         start += places.size
+    before = [part for part in parts if len(part) == 1]
+    after = [part for part in parts if len(part) > 1]
+    if before and len({len(part) for part in after}) == 1:
+        first, rest = np.concatenate(before, axis=1), np.concatenate(after, axis=1)
+        parts = [np.concatenate([first, rest])] if first.shape[1] == rest.shape[1] else parts
     if start != size:
         raise GuideError(f"am.markov(layout=...) has {start} numbers but stands for {size}; leave layout out")
     if len({len(part) for part in parts}) > 1:
         raise GuideError(
             f"am.markov(): the numeric locals have shapes {shapes}, whose first axes longer than one differ, so they "
-            "have no time axis in common; make the others globals, or give another family, such as am.diagonal()"
+            "have no time axis in common (numbers without one must be as many as a step has: then they are the step "
+            "before the first); make the others globals, or give another family, such as am.diagonal()"
         )
     return np.concatenate(parts, axis=1)
 
@@ -85,13 +101,14 @@ class Markov(AbstractAffine):
 
     size: int = eqx.field(static=True)
     steps: tuple[tuple[int, ...], ...] = eqx.field(static=True)  # positions (T, d) in the flat vector
-    parameters: Conditioner
+    parameters: Conditioner  # of all steps, or, by step, of one
+    by_step: bool = eqx.field(static=True, default=False)
 
     def stretch(self, standard: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """The series whose innovations are `standard`, and the log determinant."""
         mean, factor, carry = self._split(context)
         moved = jnp.sum(factor * self._by_step(standard)[:, None, :], axis=-1)
-        _, away = jax.lax.associative_scan(_after, (carry, moved))
+        away = jax.lax.platform_dependent(carry, moved, cpu=in_steps, default=in_rounds)
         return self._flat(mean + away), _log_det(factor)
 
     def shrink(self, value: Float[Array, " d"], context: Context) -> tuple[Float[Array, " d"], Float[Array, ""]]:
@@ -117,20 +134,43 @@ class Markov(AbstractAffine):
     def _split(self, context: Context) -> tuple[Float[Array, "T k"], Float[Array, "T k k"], Float[Array, "T k k"]]:
         """m, L and A of every step; A of the first is zero."""
         length, width = len(self.steps), len(self.steps[0])
-        free = self.parameters(context)
-        mean, log_scale, rest = jnp.split(free, [self.size, 2 * self.size])
-        below, carry = jnp.split(rest, [length * (width * (width - 1) // 2)])
+        mean, log_scale, below, carry = self._numbers(context)
         scale = jnp.exp(bounded_log_scale(log_scale)).reshape(length, width)
         inside = jax.vmap(lambda x: triangular(x, width))(below.reshape(length, -1))
         factor = scale[:, :, None] * (inside + jnp.eye(width))
         carry = jnp.concatenate([jnp.zeros((1, width, width)), carry.reshape(length - 1, width, width)])
         return mean.reshape(length, width), factor, carry
 
+    def _numbers(self, context: Context) -> list[Array]:
+        """Means, free log scales, what is below the diagonals, and what is carried on to the steps after the first."""
+        length, width = len(self.steps), len(self.steps[0])
+        below = width * (width - 1) // 2
+        if self.by_step:
+            free = over_rows(lambda *told: self.parameters(told), *context)
+            *found, carry = jnp.split(free, np.cumsum([width, width, below]), axis=1)
+            return [*found, carry[1:]]
+        return jnp.split(self.parameters(context), np.cumsum([self.size, self.size, length * below]))
+
     def _by_step(self, flat: Float[Array, " d"]) -> Float[Array, "T k"]:
         return flat[np.asarray(self.steps)]
 
     def _flat(self, by_step: Float[Array, "T k"]) -> Float[Array, " d"]:
         return jnp.ravel(by_step)[np.argsort(np.ravel(self.steps))]
+
+
+def in_steps(carry: Float[Array, "T k k"], moved: Float[Array, "T k"]) -> Float[Array, "T k"]:
+    """x_t = A_t x_(t-1) + b_t, from x_0 = 0, one step after the other."""
+
+    def step(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        state = now[0] @ before + now[1]
+        return state, state
+
+    return jax.lax.scan(step, jnp.zeros_like(moved[0]), (carry, moved))[1]
+
+
+def in_rounds(carry: Float[Array, "T k k"], moved: Float[Array, "T k"]) -> Float[Array, "T k"]:
+    """The same, by putting affine maps together, neighbours first."""
+    return jax.lax.associative_scan(_after, (carry, moved))[1]
 
 
 def _after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:

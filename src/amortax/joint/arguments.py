@@ -75,7 +75,7 @@ def label_sites(one: Mapping[str, Seen], links: Dependencies, plate: str) -> dic
     found = {}
     for name in links.lagged:
         sites = [s for s in one.values() if s.argument == name and any(frame == plate for frame, _, _ in s.plates)]
-        if len(sites) == 1 and sites[0].discrete:
+        if len(sites) == 1 and sites[0].discrete and not sites[0].order:
             found[name] = sites[0].name
     return found
 
@@ -125,7 +125,7 @@ def _dims(
         found = {frame: dim for frame, dim, _ in like[0].plates if dim - like[0].event_dim not in like[0].added}
         for frame, dim in found.items():
             if frame != plate and plate in found:
-                dims[like[0].argument_axis(dim) - (dim > found[plate])] = frame
+                dims[like[0].unit_axis(dim, found[plate])] = frame
         return tuple(dims)
     sizes = {f: size for seen in one.values() for f, _, size in seen.plates if f != plate and size > 1}
     for axis, size in enumerate(array.shape[1:]):
@@ -145,7 +145,7 @@ def _along_site(seen: Seen, plate: str) -> tuple[str | None, int]:
     dims = {name: dim for name, dim, _ in seen.plates if dim - seen.event_dim not in seen.added}
     for frame, dim in reversed(dims.items()):
         if frame != plate and plate in dims:
-            return frame, seen.argument_axis(dim) - (dim > dims[plate])
+            return frame, seen.unit_axis(dim, dims[plate])
     return None, 0
 
 

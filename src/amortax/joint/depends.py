@@ -63,7 +63,9 @@ class Reach:
             sources, shifted = [of(v)[0] for v in equation.invars], [of(v)[1] for v in equation.invars]
             self._note_index(equation, shifted)
             inner = _inlined(equation)
-            if inner is not None and len(inner.jaxpr.invars) == len(sources):
+            if equation.primitive.name == "scan":
+                outputs, kept = self._through(equation, sources, shifted)
+            elif inner is not None and len(inner.jaxpr.invars) == len(sources):
                 outputs, kept = self._walk(inner.jaxpr, sources, shifted)
             else:
                 outputs = [_NONE.union(*sources)] * len(equation.outvars)
@@ -72,6 +74,19 @@ class Reach:
             columns.update(zip(equation.outvars, kept, strict=True))
         found = [of(v) for v in jaxpr.outvars]
         return [sources for sources, _ in found], [shifted for _, shifted in found]
+
+    def _through(
+        self, scan: Any, sources: list[Sources], shifted: list[tuple[Shifted | None, ...]]
+    ) -> tuple[list[Sources], list[tuple[Shifted | None, ...]]]:
+        """Through the body of a loop again and again, until what is carried from step to step brings nothing new."""
+        first, carried = scan.params["num_consts"], scan.params["num_carry"]
+        given = [*shifted[:first], *([(None,)] * carried), *shifted[first + carried :]]
+        while True:
+            outputs, _ = self._walk(scan.params["jaxpr"].jaxpr, sources, given)
+            carry = [a | b for a, b in zip(sources[first : first + carried], outputs, strict=False)]
+            if carry == sources[first : first + carried]:
+                return [*carry, *outputs[carried:]], [(None,)] * len(outputs)
+            sources = [*sources[:first], *carry, *sources[first + carried :]]
 
     def _note_index(self, equation: Any, shifted: list[tuple[Shifted | None, ...]]) -> None:
         """What a gather or a slice of one element says of the inputs that point into it."""

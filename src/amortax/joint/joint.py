@@ -226,7 +226,10 @@ class Joint(eqx.Module):
         for site in self.structure.of("observed"):
             if site.argument is not None and site.per_unit:
                 like = unit.arrays[site.argument]
-                drawn[site.argument] = jnp.reshape(records[site.name].value, like.shape).astype(like.dtype)
+                value = site.as_argument(records[site.name].value)
+                whole = jnp.issubdtype(like.dtype, jnp.integer) and jnp.issubdtype(value.dtype, jnp.floating)
+                value = jnp.round(value) if whole else value  # as numbers were that came as integers
+                drawn[site.argument] = jnp.reshape(value, like.shape).astype(like.dtype)
         return drawn
 
     def _arguments(self, unit: Batch) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from numpyro.distributions import Independent
 from numpyro.distributions.distribution import Distribution, ExpandedDistribution, MaskedDistribution
 
 from .._types import AnyArray, Batch, PyTree
+from .steps import Steps
 from .structure import Structure
 from .trace import Record, core, run
 
@@ -27,6 +28,8 @@ def masked_log_prob(fn: Distribution, value: Array, mask: Array | None) -> Array
     """Log density of `value`, batch shape of `fn`; elements whose `mask` (shape of `value`) is False count nothing."""
     if mask is None:
         return jnp.asarray(fn.log_prob(value))
+    if isinstance(fn, Steps):
+        return fn.each(masked_log_prob, value, mask)
     if isinstance(fn, Independent):
         inner = masked_log_prob(fn.base_dist, value, mask)
         return jnp.sum(inner, axis=tuple(range(-fn.reinterpreted_batch_ndims, 0)))
@@ -84,7 +87,7 @@ def site_masks(
     for site in structure.of("observed", "factor", "discrete", "local"):
         own = shadow.get(site.name)
         if site.argument in data.masks:
-            own = jnp.expand_dims(data.masks[site.argument], site.added)
+            own = site.from_argument(data.masks[site.argument])
         inside = _inside(records[site.name], lengths, structure.plate)
         mask = inside if site.role == "factor" else _both(records[site.name], own, inside)
         if mask is not None:

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import AmortaxError, ModelError
-from .aliases import added_axes, inputs_themselves
+from .aliases import inputs_themselves
 from .masks import site_log_prob
-from .trace import Record, free_shape, in_words, is_improper, run
+from .steps import free_shape
+from .trace import Record, in_words, is_improper, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,21 @@ class Seen:
     improper: bool = False
     argument: str | None = None  # whose values it has
     added: tuple[int, ...] = ()  # its axes of length one, from the right, that the argument lacks
+    order: tuple[int, ...] = ()  # the argument's axes in the order of its own; empty where it is the same
     dtype: Any = None
     sizes: tuple[Any, ...] = ()  # of a plate: (size, subsample_size)
+    steps: str = ""  # in the body of a scan: which of its plates are the steps
 
     def argument_axis(self, dim: int) -> int:
         """Where the argument that is observed has the axis of the plate at `dim`."""
         position = len(self.shape) - self.event_dim + dim
-        return position - sum(len(self.shape) + axis < position for axis in self.added)
+        position -= sum(len(self.shape) + axis < position for axis in self.added)
+        return self.order[position] if self.order else position
+
+    def unit_axis(self, dim: int, unit_dim: int) -> int:
+        """Where one unit's array has the axis of the plate at `dim`, if that of the units is at `unit_dim`."""
+        axis = self.argument_axis(dim)
+        return axis - (axis > self.argument_axis(unit_dim))
 
 
 def name_of(model: Callable) -> str:
@@ -69,8 +78,8 @@ def reading(model: Callable) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, NotImplementedError) and "control flow" in str(error):
             raise ModelError(
-                f"model '{name_of(model)}'{_line(model, error)} uses numpyro.contrib.control_flow (scan or cond); "
-                "sequence models are not supported yet: write the steps as one distribution, or as a Python loop"
+                f"model '{name_of(model)}'{_line(model, error)} uses numpyro.contrib.control_flow.cond, which can't "
+                "be read once for all units; compute both branches and choose with jnp.where"
             ) from error
         raise ModelError(
             f"model '{name_of(model)}'{_line(model, error)} raised {type(error).__name__}: "
@@ -107,22 +116,22 @@ def _hint(error: BaseException) -> str:
 def observe(model: Callable, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Seen]:
     """Runs the model abstractly on arrays of these shapes (in its own layout) and returns its sites."""
     seen: dict[str, Seen] = {}
-    values: dict[str, tuple[int, ...]] = {}  # shapes of what is observed
+    values: list[str] = []  # the sites that are observed
 
     def program(key: Any, given: list[Any]) -> list[Any]:
         records = run(model, dict(zip(arrays, given, strict=True)), key=key)
         seen.update({name: _see(record) for name, record in records.items()})
         observed = [record for record in records.values() if record.observed]
-        values.update({record.name: jnp.shape(record.value) for record in observed})
+        values.extend(record.name for record in observed)
         return [record.value for record in observed]
 
     with reading(model):
         closed = jax.make_jaxpr(program)(jax.random.key(0), list(arrays.values()))
     for name, source in zip(values, inputs_themselves(closed), strict=True):
-        argument = None if source is None or source == 0 else list(arrays)[source - 1]
-        added = None if argument is None else added_axes(arrays[argument].shape, values[name])
-        if added is not None:
-            seen[name] = dataclasses.replace(seen[name], argument=argument, added=added)
+        if source is not None and source.number > 0 and (places := source.places()) is not None:
+            added, order = places
+            argument = list(arrays)[source.number - 1]
+            seen[name] = dataclasses.replace(seen[name], argument=argument, added=added, order=order)
     return seen
 
 
@@ -130,7 +139,7 @@ def _see(record: Record) -> Seen:
     if record.kind == "plate":
         return Seen(record.name, "plate", record.plates, sizes=record.arguments)
     if record.kind == "deterministic":
-        return Seen(record.name, record.kind, record.plates, shape=jnp.shape(record.value))
+        return Seen(record.name, record.kind, record.plates, shape=jnp.shape(record.value), steps=record.steps)
     if record.kind != "sample":
         shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(record.value)) if record.kind == "param" else ()
         return Seen(record.name, record.kind, record.plates, shape=shapes)
@@ -151,4 +160,5 @@ def _see(record: Record) -> Seen:
         discrete=discrete,
         improper=is_improper(fn),
         dtype=jnp.result_type(value),
+        steps=record.steps,
     )

@@ -88,8 +88,11 @@ def _element_by_element(structure: Structure, links: Dependencies) -> Structure:
 
 
 def _with_axes(one: dict[str, Seen], whole: dict[str, Seen]) -> dict[str, Seen]:
-    """The axes that the model adds to its arguments, from a run in which the unit axis isn't of length one too."""
-    return {n: dataclasses.replace(s, added=whole[n].added) if n in whole else s for n, s in one.items()}
+    """Where arguments have their axes, from a run in which the unit axis isn't of length one as added ones are."""
+    return {
+        n: dataclasses.replace(s, added=whole[n].added, order=whole[n].order) if n in whole else s
+        for n, s in one.items()
+    }
 
 
 def _is_in(seen: Seen, plate: str) -> bool:
@@ -114,7 +117,8 @@ def _inner_plates(
         for index, (frame, dim, size) in enumerate(seen.plates):
             if frame != plate and _is_in(seen, plate):
                 ragged = [g for g in groups if grown[g][name].plates[index][2] != size]
-                found[frame] = InnerPlate(frame, bool(ragged), True, ragged[0][0] if ragged else None, dim)
+                argument, ordered = ragged[0][0] if ragged else None, frame == seen.steps
+                found[frame] = InnerPlate(frame, bool(ragged), True, argument, dim, ordered)
     return tuple(found.values())
 
 
@@ -182,6 +186,7 @@ def _site(seen: Seen, plate: str, unit_axes: Mapping[str, int], frames: Frames, 
         support=seen.support,
         argument=seen.argument,
         added=seen.added,
+        order=seen.order,
         unit_dim=next((dim for dim, (name, _) in own.items() if name == plate), 0),
         checkable=known.checkable and per_unit,
         choices=known.choices,
@@ -217,6 +222,8 @@ def _cannot_simulate(one: dict[str, Seen], links: Dependencies, arguments: tuple
     for seen in samples:
         if seen.factor:
             return f"factor '{seen.name}' has no sampler"
+        if seen.improper:
+            return f"observed site '{seen.name}' has no sampler (ImproperUniform)"
         if seen.observed and seen.argument is None:
             if not links.derived.get(seen.name):
                 return f"site '{seen.name}' observes a constant, which ties its parameters together"

@@ -92,6 +92,12 @@ def refuse_latents(seen: dict[str, Seen], plate: str) -> None:
     for site in seen.values():
         if site.kind != "sample" or site.observed:
             continue
+        if site.discrete and site.steps:
+            raise ModelError(
+                f"site '{site.name}' is a discrete latent in the body of a scan (support {site.support}), where each "
+                "step depends on the one before, so that steps can't be summed one by one; observe it, or sum it out "
+                "in the carry (the forward recursion of a hidden Markov model, with numpyro.factor)"
+            )
         if site.discrete and not any(name == plate for name, _, _ in site.plates):
             raise ModelError(
                 f"site '{site.name}' is a discrete latent outside plate '{plate}' (support {site.support}): only "
@@ -106,6 +112,11 @@ def refuse_tied(structure: Structure) -> None:
         return
     ragged = {p.name for p in structure.plates if p.ragged}
     site = next(s for s in structure.of("local") if s.plates & ragged)
+    if any(plate.ordered and plate.ragged and plate.name in site.plates for plate in structure.plates):
+        raise ModelError(
+            f"site '{site.name}' is in the steps of a scan, of which units have different numbers; pad the shorter "
+            "series with NaN, so that all have as many steps: those after the last that was seen follow the prior"
+        )
     raise ModelError(
         f"site '{site.name}' is a latent inside the ragged plate '{min(site.plates & ragged)}', whose elements must be "
         f"independent given what stands above them, but {structure.tied}; write that site inside the plate, or "

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from jax import Array
 from jax import numpy as jnp
 
@@ -33,6 +34,7 @@ class Site:
     support: str
     argument: str | None = None  # observed through this argument itself
     added: tuple[int, ...] = ()  # axes of length one, from the right, that the model gives it
+    order: tuple[int, ...] = ()  # the argument's axes in the order of the site's; empty where it is the same
     unit_dim: int = 0  # the plate's dim, 0 outside it
     checkable: bool = False  # observed in each unit, with a support that depends on no latent
     choices: tuple[int | float, ...] = ()  # of one element of a discrete latent, or of an observed site that has gaps
@@ -46,8 +48,17 @@ class Site:
         return (self.role, where, self.dims, shape, self.support, self.argument, self.choices)
 
     def as_argument(self, value: Array) -> Array:
-        """A value in the model's layout, or the end of its shape, without the axes that its argument lacks."""
-        return jnp.squeeze(value, tuple(axis for axis in self.added if -jnp.ndim(value) <= axis))
+        """A value in the model's layout, with the axes of its argument in their order.
+
+        Where they have the same order, the end of its shape will do.
+        """
+        value = jnp.squeeze(value, tuple(axis for axis in self.added if -jnp.ndim(value) <= axis))
+        return jnp.transpose(value, np.argsort(self.order).tolist()) if self.order else value
+
+    def from_argument(self, value: Array) -> Array:
+        """What stands for its argument in the model, in the layout of the site."""
+        value = jnp.transpose(value, self.order) if self.order else value
+        return jnp.expand_dims(value, self.added)
 
     @property
     def free_size(self) -> int:
@@ -143,6 +154,7 @@ class InnerPlate:
     exchangeable: bool  # probed: permuting the elements changes no density
     argument: str | None  # the ragged argument whose length is this plate's
     dim: int = -1  # its axis in the model, from the right
+    ordered: bool = False  # its elements are the steps of a scan
 
 
 @dataclasses.dataclass(frozen=True)

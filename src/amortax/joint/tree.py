@@ -136,6 +136,10 @@ def tied(structure: Structure, follows: Mapping[str, frozenset[str]]) -> str:
     **Arguments**: `follows` names, for every site, the latents and arguments on which its distribution depends.
     """
     local = {site.name: site for site in structure.of("local")}
+    steps = {plate.name for plate in structure.plates if plate.ordered}
+    for site in local.values():
+        if site.plates & steps:
+            return f"those of site '{site.name}' are the steps of a scan, each of which follows the one before"
     for site in structure.of("local", "discrete", "observed", "factor"):
         if not site.per_unit:
             continue

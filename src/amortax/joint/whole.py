@@ -17,9 +17,10 @@ import numpyro
 from jax import Array
 from numpyro.primitives import Messenger
 
+from .._errors import ModelError
 from .._types import Batch
 from .layout import shapes
-from .observe import observe
+from .observe import name_of, observe
 from .structure import Structure
 
 DATASET = "dataset"  # the plate, and the dimension of answers
@@ -53,21 +54,37 @@ class Whole:
     def __call__(self, **arrays: Array) -> None:
         """Runs the program on arrays with a leading axis of data sets."""
         size = jnp.shape(next(iter(arrays.values())))[0]
-        with numpyro.plate(DATASET, size, dim=self.dim), _Lift(size=size, dim=self.dim):
+        with _Lift(numpyro.plate(DATASET, size, dim=self.dim)):
             self.program(**{n: jnp.squeeze(x, 0) if size == 1 else x[0] for n, x in arrays.items()})
 
 
 class _Lift(Messenger):
-    """Between the program and the plate: sites gain the axes of the plate on their way out, and lose them coming back.
+    """The plate around the program: sites gain the plate's axes on their way out, and lose them coming back.
 
-    The plate itself broadcasts their distributions.
+    The plate itself broadcasts their distributions. Of a scan it stands around every step.
     """
 
-    def __init__(self, *, size: int, dim: int) -> None:
+    def __init__(self, plate: numpyro.plate) -> None:
         super().__init__(None)
-        self.size, self.dim = size, dim
+        self.plate, self.size, self.dim = plate, plate.size, plate.dim
 
     def process_message(self, msg: dict) -> None:
+        if msg.get("_control_flow_done"):
+            return
+        if msg["type"] == "control_flow":
+            msg["args"] = (self._around(msg["args"][0]), *msg["args"][1:])
+            return
+        self._lift(msg)
+        self.plate.process_message(msg)
+
+    def _around(self, body: Callable) -> Callable:
+        def lifted(*args: Any) -> Any:
+            with self:
+                return body(*args)
+
+        return lifted
+
+    def _lift(self, msg: dict) -> None:
         if msg["type"] == "deterministic":
             msg["value"] = self._lifted(msg["value"], 1)
         elif msg["type"] == "sample":
@@ -88,6 +105,9 @@ class _Lift(Messenger):
             msg["infer"]["_own_shape"] = fn.shape()
 
     def postprocess_message(self, msg: dict) -> None:
+        if msg.get("_control_flow_done"):
+            return
+        self.plate.postprocess_message(msg)
         if msg["type"] == "deterministic":
             msg["value"] = msg["value"][0]
         elif msg["type"] == "sample":
@@ -103,10 +123,16 @@ class _Lift(Messenger):
 def whole(model: Callable, data: Batch) -> Whole:
     """`model`, of one data set, as one of many; `data` gives the shapes.
 
-    **Raises** `ModelError` naming its line where it does not run on one data set.
+    **Raises** `ModelError` naming its line where it does not run on one data set, or has a plate of that name.
     """
     specs = {name: x.update(shape=x.shape[1:]) for name, x in shapes(data, {}, 1).items()}
-    dims = [dim for seen in observe(model, specs).values() for _, dim, _ in seen.plates]
+    seen = observe(model, specs)
+    if DATASET in seen:
+        raise ModelError(
+            f"model '{name_of(model)}' has a site or plate '{DATASET}', which plate=None calls whole data sets: rename "
+            f"it, or give plate='{DATASET}' if its elements are the units"
+        )
+    dims = [dim for site in seen.values() for name, dim, _ in site.plates if name != site.steps]
     return Whole(model, min(dims, default=0) - 1)
 
 

@@ -93,12 +93,12 @@ def two_parameters(
 def _answers(correct: Any, item: Any, num_items: int | None, priors: Priors, *, discriminating: bool) -> None:
     """Both models: without discrimination every item's is 1."""
     given = correct if item is None else item
-    count = given.shape[1] if item is None else num_items
-    if given is None or count is None:
+    if given is None or (item is not None and num_items is None):
         raise ModelError(
             "an item response model got neither a matrix correct (person, item) nor item with num_items; bind "
             "num_items with functools.partial where answers are in long form"
         )
+    count: Any = given.shape[1] if item is None else num_items
     ability_scale = _known_or_drawn("ability_scale", priors.ability_scale)
     difficulty_mean = _known_or_drawn("difficulty_mean", priors.difficulty_mean)
     difficulty_scale = _known_or_drawn("difficulty_scale", priors.difficulty_scale)

@@ -132,10 +132,17 @@ def learned_topics(posterior: Posterior) -> Float[np.ndarray, "topics words"]:
 def documents(counts: Any, *, empty: bool = False) -> dict[str, np.ndarray]:
     """Data of the models from word counts (documents, words), an array or a SciPy sparse matrix.
 
-    **Raises** `DataError`, naming the first, where a document has no words, unless these may be `empty`: topics can't
-    be learned from it.
+    **Raises** `DataError`, naming the first, where a number is no count, or a document has no words, unless these may
+    be `empty`: topics can't be learned from it.
     """
     counts = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts)
+    wrong = ~(counts >= 0) | (counts != np.floor(counts))
+    if len(odd := np.argwhere(wrong)):
+        document, word = odd[0]
+        raise DataError(
+            f"data['counts'], unit '{document}', word {word}: {counts[document, word]} is no count ({len(odd)} such); "
+            "give how often each word occurs, whole numbers from 0, not shares or weights such as tf-idf"
+        )
     if not empty and len(without := np.flatnonzero(counts.sum(axis=1) == 0)):
         raise DataError(
             f"data['counts'], unit '{without[0]}': the document has no words ({len(without)} such of {len(counts)}); "

@@ -243,8 +243,16 @@ def gaussian_priors(units: Units) -> Priors:
     Args:
         units: the arguments x, z and y, as `design` or `am.units` makes them.
 
+    Raises:
+        DataError: where all responses are one number.
+
     """
     y = units.arrays["y"][units.masks["y"]] if "y" in units.masks else units.arrays["y"]
+    if np.ptp(y) == 0:
+        raise DataError(
+            f"gaussian_priors: all {y.size} responses data['y'] are {y.flat[0]}: there is no scale for priors; "
+            "look at the column, or give mixed_effects.Priors(...) of your own"
+        )
     return _priors(units, float(np.mean(y, dtype=np.float64)), float(np.std(y, dtype=np.float64)))
 
 

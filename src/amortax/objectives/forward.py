@@ -37,11 +37,13 @@ FARTHEST = 1e8  # times the largest real value, or the prior's scale: its square
 class ForwardKL(AbstractObjective):
     """Trains q of the locals on `num_particles` simulated units in the place of each real one.
 
+    Given (latents, data) pairs it trains on these, and simulates nothing.
+
     It trains nothing else: with globals or learned parameters use it in `am.Sum` with `am.ELBO`, or to go on from a
     fitted posterior. It needs `log_prob` of the local family at each step, which `am.iaf` has only number by number.
 
-    The bound that it reports is the ELBO of the real units. Simulations whose numbers float32 can't square, or that lie
-    `FARTHEST` times farther out than any real one, are left out.
+    The bound that it reports is the ELBO of the real units (NaN for `am.filtering()`, which has none). Simulations
+    whose numbers float32 can't square, or that lie `FARTHEST` times farther out than any real one, are left out.
 
     **Raises** `FitError` if `num_particles` is no whole number from 1; from `fit`, `ModelError` if the model has no
     locals or can't be simulated, with the reason.
@@ -72,6 +74,8 @@ class ForwardKL(AbstractObjective):
         """Minus the mean log density of simulated locals."""
         simulation_key, elbo_key = jax.random.split(key)
         loss = simulated_loss(simulation_key, guide, joint, minibatch, count=self.num_particles)
+        if guide.filters:  # beliefs step by step are no posterior of a series, and have no bound
+            return Loss(loss, jnp.full((), jnp.nan))
         # Reported, not differentiated: a path derivative of it would be a second density for nothing.
         still_guide, still_joint = stopped((guide, joint))
         return Loss(loss, ELBO(path_derivative=False)(elbo_key, still_guide, still_joint, minibatch).elbo_per_unit)
@@ -95,6 +99,8 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
             "(am.ELBO(), am.IWELBO(), am.Renyi()) or an encoder"
         )
     joint = stopped(joint)
+    if all(batch.latents is not None for batch in minibatch.groups):
+        return _pairs_loss(guide, joint, minibatch)
     if guide.shared is not None:
         guide = eqx.tree_at(lambda g: g.shared, guide, stopped(guide.shared))
 
@@ -112,6 +118,17 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
 
     loss, used = jax.vmap(particle)(jax.random.split(key, count))
     return jnp.sum(loss) / jnp.sum(used)  # none of use: NaN, and training says so
+
+
+def _pairs_loss(guide: Guide, joint: Joint, minibatch: Minibatch) -> Float[Array, ""]:
+    """Mean of -log q(u | d) over pairs that were simulated before."""
+
+    def one(context: Context, unit: Batch) -> Array:
+        assert unit.latents is not None
+        return guide.local_log_prob(unit.latents, context, jnp.zeros(0), unit, joint)
+
+    each = [jax.vmap(one)(guide.encode(batch), batch) for batch in minibatch.groups]
+    return -jnp.mean(jnp.concatenate(each))
 
 
 def simulate(

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from .._types import Batch, Fixed
 from ..encoders.base import training_statistics
 from ..families.exponential import ExponentialFamily
+from ..families.filtering import Filtering
 from ..families.nested import nested
 from ..guide import Guide
 from ..joint.joint import Joint
@@ -49,7 +50,8 @@ def initialise(plan: Plan, data: Batch, key: Array) -> tuple[Joint, Guide]:
         framed = family.own_frame(shared) if fitted else shared
         guide = eqx.tree_at(lambda g: g.shared.whitening, guide, Fixed(framed))
     if guide.local is not None:
-        guide = eqx.tree_at(lambda g: g.local.whitening, guide, Fixed(local))
+        tied = guide.local.family.tied(Fixed(local)) if isinstance(guide.local.family, Filtering) else Fixed(local)
+        guide = eqx.tree_at(lambda g: g.local.whitening, guide, tied)
     return joint, guide
 
 

@@ -154,7 +154,8 @@ def train(
     groups = (by_length(data.units) if batch == size else (data.units,)) if resident else None
     resident_groups = jax.tree.map(jnp.asarray, groups)
     by_rows = data.units.rows is not None and batch < size
-    setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)), by_rows=by_rows)
+    by = {"by_rows": by_rows, "on_pairs": data.units.latents is not None}
+    setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)), **by)
     seed_key, key = jax.random.split(key)
     source = sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
     state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
@@ -170,6 +171,8 @@ def train(
         except KeyboardInterrupt:
             seen.stopped = "interrupted"
     joint, guide = eqx.combine(_answer(setting, seen, data.held_out if _chooses(setting) else None), rest)
+    if setting.on_pairs:
+        seen.held_out = []  # losses, no bounds
     return joint, guide, seen.record(size, batch, time.perf_counter() - start, objective.bias)
 
 
@@ -225,7 +228,7 @@ def _keep_best(setting: Setting, state: State, seen: _Progression, data: Trainin
 
 def _chooses(setting: Setting) -> bool:
     """Whether held-out units choose the parameters: their bound knows next to nothing of q(v), or of simulations."""
-    return setting.rest[1].shared is None and setting.objective.trains_all
+    return setting.rest[1].shared is None and (setting.on_pairs or setting.objective.trains_all)
 
 
 def _judge(setting: Setting, params: PyTree, held_out: Batch) -> float:

@@ -54,6 +54,7 @@ class Setting(eqx.Module):
     data: tuple[Batch, ...] | None  # groups of units, each padded to its own length
     num_units: Array
     guarded: bool = eqx.field(static=True, default=False)  # whether a step that is not finite changes nothing
+    on_pairs: bool = eqx.field(static=True, default=False)  # units come with the latents that made them
     by_rows: bool = eqx.field(static=True, default=False)  # units have own parameters, and a step only its units' rows
 
 
@@ -185,10 +186,14 @@ def _with_rows(setting: Setting, state: State, total: PyTree, count: Array) -> P
 
 @eqx.filter_jit
 def held_out_elbo(setting: Setting, params: PyTree, batch: Batch, key: Array) -> Array:
-    """The bound per unit on units that were not trained on, at fixed noise; `shared` counts as in training."""
+    """The bound per unit on units that were not trained on, at fixed noise; `shared` counts as in training.
+
+    Of pairs it is minus the loss, which is what more training on few of them would spoil.
+    """
     joint, guide = eqx.combine(params, setting.rest)
     minibatch = Minibatch((batch,), setting.num_units, jnp.zeros((), jnp.int32))
-    return setting.objective(key, guide, joint, minibatch).elbo_per_unit
+    loss = setting.objective(key, guide, joint, minibatch)
+    return -loss.value if setting.on_pairs else loss.elbo_per_unit
 
 
 @eqx.filter_jit
