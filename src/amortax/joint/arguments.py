@@ -54,7 +54,9 @@ def argument_of(
         masked=name in data.masks,
         categories=count,
         first_category=least if count else 0,
-        positive=any("nonnegative" in s.support.lower() or "positive" in s.support.lower() for s in observing),
+        positive=any(
+            word in s.support.lower() for s in observing for word in ("nonnegative", "positive", "multinomial")
+        ),
         needed="" if label.summed else unplanned(name) if label.could_be else _needed(name, array, one, links),
         complete=label.complete,
     )

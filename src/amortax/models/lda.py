@@ -11,10 +11,21 @@ slope by the topics needs none through the ascent, which ends where the bound is
     data = lda.documents(counts)
     plan = am.amortize(lda.collapsed(20), data, plate="document", shared_family=am.exponential_family())
     posterior = am.fit(plan, data, key=key, optimizer=am.natural(am.robbins_monro(10, 0.7)), num_steps=500)
+
+`amortized` keeps the shares, for an encoder to find those of a new document in one pass. θ_d = softmax(h_d) has the
+logistic normal prior nearest to the Dirichlet (Laplace's, in the basis of the softmax: MacKay 1998; Srivastava and
+Sutton 2017), h_dk ~ Normal(0, sqrt((1 - 1/K) / doc_topic_prior)), and the topics are learned by maximum likelihood. An
+empty document has the prior's shares; give some to training where new ones will come.
+
+    data = lda.documents(counts, empty=True)
+    plan = am.amortize(lda.amortized(20, counts.sum(axis=0)), data, plate="document", encoder=am.dense(width=100))
+    posterior = am.fit(plan, data, key=key, num_steps=3000)
+    lda.learned_topics(posterior)                                    # (topics, words)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +35,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.scipy.special import digamma, gammaln
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num
 
 from .._errors import DataError
+from ..posterior import Posterior
 
 ASCENTS = 30  # of q(θ_d) given the topics
+APART = 0.1  # e-folds between topics that are learned by maximum likelihood, at the start
 
 
 def collapsed(num_topics: int, *, doc_topic_prior: float = 0.1, topic_word_prior: float = 0.1) -> Callable:
@@ -78,11 +91,49 @@ def _mean_log(shares: Float[Array, "*documents topics"]) -> Float[Array, "*docum
     return digamma(shares) - digamma(jnp.sum(shares, axis=-1, keepdims=True))
 
 
-def documents(counts: Any) -> dict[str, np.ndarray]:
-    """Data of `collapsed` from word counts (documents, words), an array or a SciPy sparse matrix.
+def amortized(num_topics: int, word_counts: ArrayLike, *, doc_topic_prior: float = 0.1) -> Callable:
+    """The model of `counts` whose shares of topics an encoder finds.
 
-    **Raises** `DataError`, naming the first, where a number is no count, or a document has no words: there is nothing
-    to learn its topics from.
+    Args:
+        num_topics: K.
+        word_counts: (words,) of all documents: every topic starts near their frequencies.
+        doc_topic_prior: of the Dirichlet that the logistic normal prior is nearest to.
+
+    """
+    frequencies, sd = log_frequencies(word_counts), shares_sd(num_topics, doc_topic_prior)
+
+    def lda(counts: Array) -> None:
+        start = (num_topics, len(frequencies))
+        topics: Any = numpyro.param("topics", lambda key: frequencies + APART * jax.random.normal(key, start))
+        with numpyro.plate("document", counts.shape[0]):
+            log_shares: Any = numpyro.sample("log_shares", dist.Normal(0.0, sd).expand([num_topics]).to_event(1))
+            words = jax.nn.softmax(log_shares) @ jax.nn.softmax(topics)
+            numpyro.sample("counts", dist.Multinomial(jnp.sum(counts, axis=-1), probs=words), obs=counts)
+
+    return lda
+
+
+def log_frequencies(word_counts: ArrayLike) -> Float[np.ndarray, " words"]:
+    """Of words, one more of each than were counted."""
+    counts = np.ravel(np.asarray(word_counts, float)) + 1.0
+    return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def shares_sd(num_topics: int, doc_topic_prior: float) -> float:
+    """The sd of each log share whose softmax is nearest to a Dirichlet."""
+    return math.sqrt((1.0 - 1.0 / num_topics) / doc_topic_prior)
+
+
+def learned_topics(posterior: Posterior) -> Float[np.ndarray, "topics words"]:
+    """Shares of words in the topics of `amortized`."""
+    return np.asarray(jax.nn.softmax(posterior.joint.params["topics"]))
+
+
+def documents(counts: Any, *, empty: bool = False) -> dict[str, np.ndarray]:
+    """Data of the models from word counts (documents, words), an array or a SciPy sparse matrix.
+
+    **Raises** `DataError`, naming the first, where a number is no count, or a document has no words, unless these may
+    be `empty`: topics can't be learned from it.
     """
     counts = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts)
     wrong = ~(counts >= 0) | (counts != np.floor(counts))
@@ -92,9 +143,9 @@ def documents(counts: Any) -> dict[str, np.ndarray]:
             f"data['counts'], unit '{document}', word {word}: {counts[document, word]} is no count ({len(odd)} such); "
             "give how often each word occurs, whole numbers from 0, not shares or weights such as tf-idf"
         )
-    if len(empty := np.flatnonzero(counts.sum(axis=1) == 0)):
+    if not empty and len(without := np.flatnonzero(counts.sum(axis=1) == 0)):
         raise DataError(
-            f"data['counts'], unit '{empty[0]}': the document has no words ({len(empty)} such of {len(counts)}); leave "
-            "empty documents out: their shares of topics are those of the prior"
+            f"data['counts'], unit '{without[0]}': the document has no words ({len(without)} such of {len(counts)}); "
+            "leave empty documents out, or give empty=True: their shares of topics are those of the prior"
         )
     return {"counts": counts.astype(np.int32)}
