@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import xarray
 from numpyro.infer.util import log_density
 from sbibm_tasks import TASKS, Task, load
 from scipy.optimize import brentq
@@ -31,7 +32,7 @@ from scipy.special import expit
 
 import amortax as am
 
-SIMULATIONS, DRAWS = 10_000, 10_000
+SIMULATIONS, DRAWS, PART = 10_000, 10_000, 500
 
 
 def c2st(reference: np.ndarray, draws: np.ndarray) -> float:
@@ -95,6 +96,13 @@ def learn(name: str, method: str) -> tuple[am.Posterior, float]:
     return posterior, seconds
 
 
+def drawn(posterior: am.Posterior, observations: np.ndarray) -> Any:
+    """`DRAWS` draws for every observation, in parts: a mixture of flows takes a copy of a member's weights per draw."""
+    keys = jax.random.split(jax.random.key(3), DRAWS // PART)
+    parts = [posterior.sample({"x": observations}, num_samples=PART, key=key) for key in keys]
+    return xarray.concat(parts, "sample").assign_coords(sample=np.arange(DRAWS))
+
+
 def answer(name: str, method: str) -> tuple[np.ndarray, float, np.ndarray | None]:
     """(draws (observations, draws, d), seconds of training, best accuracies where the densities are at hand)."""
     task, observations, references = load(name)
@@ -104,7 +112,7 @@ def answer(name: str, method: str) -> tuple[np.ndarray, float, np.ndarray | None
         pairs = simulated(name)[1]
         return *draws_of_npe(name, pairs, observations, DRAWS), None
     posterior, seconds = learn(name, method)
-    draws = posterior.sample({"x": observations}, num_samples=DRAWS, key=jax.random.key(3))
+    draws = drawn(posterior, observations)
     best = best_accuracies(posterior, task, observations, references[:, :DRAWS], draws)
     return np.swapaxes(draws["theta"].values, 0, 1), seconds, best
 
