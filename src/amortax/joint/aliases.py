@@ -76,9 +76,21 @@ def _follow(jaxpr: Jaxpr, inputs: list[Alias | None]) -> list[Alias | None]:
     return [of(variable) for variable in jaxpr.outvars]
 
 
+def loop_counts(scan: Any) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many numbers are carried.
+
+    Read from the shapes, as only what comes step by step has an axis fewer in the body; JAX renames its own counts.
+    """
+    body = scan.params["jaxpr"]
+    given = sum(v.aval.ndim == inner.ndim for v, inner in zip(scan.invars, body.in_avals, strict=True))
+    carried = sum(v.aval.ndim == inner.ndim for v, inner in zip(scan.outvars, body.out_avals, strict=True))
+    return given - carried, carried
+
+
 def _through(body: Jaxpr, equation: Any, sources: list[Alias | None]) -> list[Alias | None]:
     """Of what a scan returns, stacked: that which at every step is what it was given for the step."""
-    before, carried = equation.params["num_consts"] + equation.params["num_carry"], equation.params["num_carry"]
+    constants, carried = loop_counts(equation)
+    before = constants + carried
     slices = [s and (dataclasses.replace(s, axes=s.axes[1:]) if s.axes else None) for s in sources[before:]]
     found = _follow(body, [None] * before + slices)[carried:]
     heads: dict[int, set[int | None]] = {}

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .._errors import ModelError
+from .aliases import loop_counts
 from .observe import Seen, reading
 from .trace import Record, run
 
@@ -79,7 +80,7 @@ class Reach:
         self, scan: Any, sources: list[Sources], shifted: list[tuple[Shifted | None, ...]]
     ) -> tuple[list[Sources], list[tuple[Shifted | None, ...]]]:
         """Through the body of a loop again and again, until what is carried from step to step brings nothing new."""
-        first, carried = scan.params["num_consts"], scan.params["num_carry"]
+        first, carried = loop_counts(scan)
         given = [*shifted[:first], *([(None,)] * carried), *shifted[first + carried :]]
         while True:
             outputs, _ = self._walk(scan.params["jaxpr"].jaxpr, sources, given)
