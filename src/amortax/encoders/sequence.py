@@ -14,7 +14,9 @@ own series change nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import abstractmethod
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -50,11 +52,7 @@ class recurrent(Recipe):
 
     def build(self, inputs: Inputs, *, key: Array) -> SequenceEncoder:
         """The encoder for these inputs."""
-        first, second = jax.random.split(key)
-        series = series_of(inputs, "am.recurrent()")
-        return SequenceEncoder(
-            series, Recurrent(series.width(_time(series)), self.width, self.layers, key=first), second
-        )
+        return _built(inputs, self, functools.partial(Recurrent, width=self.width, layers=self.layers), key=key)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +67,8 @@ class temporal_convolution(Recipe):
 
     def build(self, inputs: Inputs, *, key: Array) -> SequenceEncoder:
         """The encoder for these inputs."""
-        first, second = jax.random.split(key)
-        series = series_of(inputs, "am.temporal_convolution()")
-        along = TemporalConvolution(series.width(_time(series)), self.width, self.layers, key=first)
-        return SequenceEncoder(series, along, second)
+        along = functools.partial(TemporalConvolution, width=self.width, layers=self.layers)
+        return _built(inputs, self, along, key=key)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,10 +89,15 @@ class attention_sequence(Recipe):
                 f"am.attention_sequence(width={self.width}, heads={self.heads}): the width must be a multiple of twice "
                 "the number of heads"
             )
-        first, second = jax.random.split(key)
-        series = series_of(inputs, "am.attention_sequence()")
-        width = series.width(_time(series))
-        return SequenceEncoder(series, Attending(width, self.width, self.layers, self.heads, key=first), second)
+        along = functools.partial(Attending, width=self.width, layers=self.layers, heads=self.heads)
+        return _built(inputs, self, along, key=key)
+
+
+def _built(inputs: Inputs, recipe: Recipe, along: Callable[..., AbstractAlong], *, key: Array) -> SequenceEncoder:
+    """The encoder whose network, `along(numbers of a step, key=)`, goes along the series."""
+    first, second = jax.random.split(key)
+    series = series_of(inputs, f"am.{type(recipe).__name__}()")
+    return SequenceEncoder(series, along(series.width(_time(series)), key=first), second)
 
 
 SEQUENCE = recurrent | temporal_convolution | attention_sequence
