@@ -8,7 +8,7 @@ tenth chooses the parameters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -48,16 +48,21 @@ def simulate(guide: Plan, num_units: int, *, key: Array, like: Any = None) -> tu
     found = template.take(np.resize(np.arange(len(template)), count))
     found = dataclasses.replace(found, labels=np.arange(count), schema=None)
     latents, responses = [], []
-    chunk = min(CHUNK, 1 << (count - 1).bit_length())  # few shapes, so that other numbers compile nothing
-    for start in range(0, count, chunk):
-        rows = np.minimum(np.arange(start, start + chunk), count - 1)
+    for start, rows in _pieces(count):
         batch = jax.tree.map(jnp.asarray, to_batch(found.take(rows)))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(start, start + chunk))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(len(rows)))
         drawn = jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], _simulate(joint, keys, batch))
         latents.append(drawn[0])
         responses.append(drawn[1])
     data = dataclasses.replace(found, arrays={**found.arrays, **_joined(responses)})
     return _joined(latents), data
+
+
+def _pieces(count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Where each piece of so many pairs starts, and its rows; of few sizes, so that other counts compile nothing."""
+    chunk = min(CHUNK, 1 << (count - 1).bit_length())
+    for start in range(0, count, chunk):
+        yield start, np.minimum(np.arange(start, start + chunk), count - 1)
 
 
 @eqx.filter_jit
@@ -117,9 +122,8 @@ def with_latents(latents: Mapping[str, Any], data: Units, joint: Joint) -> Float
         raise DataError(f"latents has '{unknown[0]}', which is no latent of model '{structure.model}'")
     given = {name: x[0] for name, x in values_of(structure, latents, data.labels)[0].items()}
     batch, count = to_batch(data), len(data)
-    local, chunk = [], min(CHUNK, 1 << (count - 1).bit_length())
-    for start in range(0, count, chunk):
-        rows = np.minimum(np.arange(start, start + chunk), count - 1)
+    local = []
+    for start, rows in _pieces(count):
         values, part = jax.tree.map(lambda x, r=rows: jnp.asarray(np.asarray(x)[r]), (given, batch))
         free, inside = jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], _unconstrain(joint, values, part))
         good = inside & np.isfinite(free).all(axis=1)

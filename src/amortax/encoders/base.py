@@ -141,10 +141,7 @@ class Features(eqx.Module):
         for feature in self.inputs.along(plate):
             numbers = jnp.moveaxis(self.numbers(feature, unit), feature.plate_axis, 0)
             rows.append(numbers.reshape(numbers.shape[0], -1))
-        own = jnp.ones(rows[0].shape[0], bool)
-        for feature in self.inputs.along(plate):
-            if feature.name in unit.lengths:
-                own &= jnp.arange(own.shape[0]) < unit.lengths[feature.name]
+        own = self._own(unit, plate, rows[0].shape[0])
         return jnp.where(own[:, None], jnp.concatenate(rows, axis=1), 0.0), own
 
     def numbers(self, feature: Feature, unit: Batch) -> Float[Array, "*shape seen"]:
@@ -165,11 +162,16 @@ class Features(eqx.Module):
         numbers = jnp.where(present[..., None], numbers, 0.0)
         return jnp.concatenate([numbers, present[..., None].astype(numbers.dtype)], axis=-1)
 
+    def _own(self, unit: Batch, plate: str, size: int) -> Bool[Array, " elements"]:
+        """Which elements are the unit's own, and no padding."""
+        lengths = [unit.lengths[f.name] for f in self.inputs.along(plate) if f.name in unit.lengths]
+        own = jnp.ones(size, bool)
+        for length in lengths:
+            own &= jnp.arange(size) < length
+        return own
+
     def _weight(self, unit: Batch, plate: str, size: int) -> Array:
-        weight = jnp.ones(size)
-        for feature in self.inputs.along(plate):
-            if feature.name in unit.lengths:
-                weight = weight * (jnp.arange(size) < unit.lengths[feature.name])
+        weight = self._own(unit, plate, size).astype(jnp.result_type(float))
         responses = [f for f in self.inputs.along(plate) if f.response and f.name in unit.masks]
         if responses and all(f.masked for f in self.inputs.along(plate) if f.response):
             told = [

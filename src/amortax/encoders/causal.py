@@ -71,11 +71,8 @@ class Causal(AbstractEncoder):
 
     def rows(self, unit: Batch) -> Float[Array, "steps numbers"]:
         """What is seen of every step."""
-        timed = [self.features.numbers(f, unit) for f in self.features.inputs.along(STEP)]
-        rows = [x.reshape(x.shape[0], -1) for x in timed]
-        plain = self.features.plain(unit)
-        rows.append(jnp.broadcast_to(plain, (rows[0].shape[0], *plain.shape)))
-        return jnp.concatenate(rows, axis=1)
+        rows, plain = self.features.steps(unit, STEP)[0], self.features.plain(unit)
+        return jnp.concatenate([rows, jnp.broadcast_to(plain, (rows.shape[0], *plain.shape))], axis=1)
 
     def __call__(self, unit: Batch) -> tuple[Array, ...]:
         """The contexts of all steps of one unit."""
