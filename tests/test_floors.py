@@ -35,7 +35,7 @@ FLOORS = (
     ),
     ("objectives",),
     ("train",),
-    ("psis", "chunks", "importance", "evidence", "answer"),
+    ("psis", "chunks", "importance", "evidence", "answer", "refine"),
     ("checks",),
     ("artifact", "interop", "elsewhere", "pairs", "filter", "posterior", "comparison", "fitting"),
     ("models",),
@@ -47,7 +47,7 @@ NEVER = {("checks", "train"): "checks takes (joint, guide, data), it never train
 
 ONLY_IN = {
     "numpyro": {"joint", "interop", "models"},
-    "optax": {"train"},
+    "optax": {"train", "refine"},
     "matplotlib": {"plots"},
     "pyarrow": {"data", "cli"},
 }
@@ -263,7 +263,12 @@ PLANTED = [
     (every_room_is_listed, "engine.py", "", "'engine' is on no floor; add it to FLOORS"),
     (every_room_is_listed, "engine/step.py", "", "'engine' is on no floor; add it to FLOORS"),
     (packages_stay_in_their_rooms, "guide.py", "import numpyro.distributions as dist", "numpyro is imported in"),
-    (packages_stay_in_their_rooms, "fitting.py", "def f():\n    import optax", "optax is imported in ['train'] only"),
+    (
+        packages_stay_in_their_rooms,
+        "fitting.py",
+        "def f():\n    import optax",
+        "optax is imported in ['refine', 'train'] only",
+    ),
     (packages_stay_in_their_rooms, "cli.py", "def f():\n    import matplotlib.pyplot", "matplotlib is imported in"),
     (packages_stay_in_their_rooms, "fitting.py", "def f():\n    from pyarrow import csv", "pyarrow is imported in"),
     *(

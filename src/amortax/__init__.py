@@ -63,6 +63,7 @@ _HOME = {
     "Posterior": "posterior",
     "Comparison": "comparison",
     "Record": "train.record",
+    "Checks": "checks.options",
     "Report": "checks.report",
     "Terms": "_types",
     "AmortaxError": "_errors",

@@ -32,6 +32,7 @@ from .plan import Plan
 from .train.record import Record
 
 if TYPE_CHECKING:
+    from .checks.options import Checks
     from .checks.report import Report
 
 
@@ -139,30 +140,33 @@ class Posterior(eqx.Module):
         plate = self._structure.plate
         return xarray.Dataset({name: (plate, x) for name, x in numbers.items()}, coords={plate: found.labels})
 
-    def check(self, data: Any, *, key: Array, training: Any = None, num_samples: int = 500) -> Report:
+    def check(
+        self,
+        data: Any,
+        *,
+        key: Array,
+        training: Any = None,
+        num_samples: int | None = None,
+        checks: Checks | None = None,
+    ) -> Report:
         """Judges q against the model, unit by unit, and the globals as a whole.
 
         **Arguments:** `data` units to judge; `training` all training units, which the judgement of the globals needs
-        unless `data` are those; `num_samples` draws per unit and draw of the globals.
+        unless `data` are those; `checks` how much of every part; `num_samples` a short cut into it, the draws per unit
+        and draw of the globals.
 
         **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
         """
         self.refuse_beliefs("check")
         from .checks.check import check  # what only this verb needs would take 2% of an import of amortax
+        from .checks.options import Checks
 
         check_key(key)
-        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
-        known = None if training is None else self.answerable(training)
-        for candidate in (found, known):
-            if candidate is not None and candidate.fingerprint() == self.record.data_fingerprint:
-                return check(
-                    self.joint, self.guide, found, candidate, key=key, num_samples=num_samples, about=self._about()
-                )
-        if known is not None:
-            raise DataError(
-                "training= are not the units that this posterior was trained on; give exactly those, in their order"
-            )
-        return check(self.joint, self.guide, found, None, key=key, num_samples=num_samples, about=self._about())
+        checks, found = checks or Checks(), self.answerable(data)
+        if num_samples is not None:
+            checks = dataclasses.replace(checks, num_samples=whole_number("num_samples", num_samples))
+        known = self.training_units(found, training)
+        return check(self.joint, self.guide, found, known, key=key, checks=checks, about=self._about())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file: everything but the model, checked by SHA-256 when it is read again."""
@@ -176,6 +180,21 @@ class Posterior(eqx.Module):
     def answerable(self, data: Any) -> Units:
         """`data` as checked units that this posterior can answer for, or a `DataError` that says why it can't."""
         return with_rows(conform(data, self.joint), self.guide)
+
+    def training_units(self, found: Units, training: Any) -> Units | None:
+        """All units of the training where they are at hand: `training`, or the checked units themselves.
+
+        **Raises** `DataError` where `training` are other units.
+        """
+        known = None if training is None else self.answerable(training)
+        for candidate in (found, known):
+            if candidate is not None and candidate.fingerprint() == self.record.data_fingerprint:
+                return candidate
+        if known is not None:
+            raise DataError(
+                "training= are not the units that this posterior was trained on; give exactly those, in their order"
+            )
+        return None
 
     def refuse_beliefs(self, verb: str) -> None:
         """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps."""

@@ -17,6 +17,7 @@ from ..guide import Guide
 from ..importance import shared_draws, shared_prior, unit_bounds, unit_numbers
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_limit, pareto_k
+from .options import Checks
 from .report import Report
 from .verdicts import LARGEST_ERROR, LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
 
@@ -33,10 +34,11 @@ def check(
     training: Units | None,
     *,
     key: Array,
-    num_samples: int,
+    checks: Checks,
     about: dict[str, str],
 ) -> Report:
     """The report on checked units `data`; `training` are all training units, None if not at hand."""
+    num_samples = checks.num_samples
     if num_samples < LOWEST_DRAWS:
         raise DataError(
             f"check: {num_samples} draws per unit are too few to fit a tail; give num_samples={LOWEST_DRAWS} or more"

@@ -22,6 +22,7 @@ from amortax.checks.report_html import Page, render
 from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, is_numeric, number_rows, unit_texts
 
 Column = Sequence[Any] | np.ndarray
+Tables = dict[str, dict[str, np.ndarray]]  # title -> column -> entries
 
 _FORMAT = "amortax-report/1"
 _TERMINAL = ("verdict", "next_step", "pareto_k", "pareto_k_worst", "ess", "elbo", "reason")
@@ -50,6 +51,7 @@ class Report:
         numbers: name to number; `report_words.NUMBERS` has their labels, units and meaning.
         unit_name: what a unit is called, such as "county"; also the name of the column of labels.
         about: facts in words: model, sites, encoder, families, number of units, versions.
+        tables: what is not one number and not one row per unit, by title: column -> entries (ranks, slices, latents).
 
     Raises:
         DataError: where the parts do not fit together.
@@ -69,6 +71,7 @@ class Report:
     numbers: dict[str, float]
     unit_name: str
     about: dict[str, str]
+    tables: Tables = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         found = {self.verdict, *(reason.level for reason in self.reasons)}
@@ -106,8 +109,8 @@ class Report:
             "numbers": {name: _encode(value) for name, value in self.numbers.items()},
             "unit_name": self.unit_name,
             "about": self.about,
-            "kinds": {name: _kind(column) for name, column in self.units.items()},
-            "units": {name: [_encode(v) for v in np.asarray(column)] for name, column in self.units.items()},
+            **_encode_table("kinds", "units", self.units),
+            "tables": {title: _encode_table("kinds", "columns", table) for title, table in self.tables.items()},
         }
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
@@ -117,14 +120,15 @@ class Report:
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"report: the text is not a report of format {_FORMAT!r}; write it with Report.to_json")
-        kinds = content["kinds"]
+        tables = content.get("tables", {})
         return cls(
             verdict=content["verdict"],
             reasons=tuple(Reason(**reason) for reason in content["reasons"]),
-            units={name: _decode(values, kinds[name]) for name, values in content["units"].items()},
+            units=_decode_table(content["kinds"], content["units"]),
             numbers={name: float(_number(value)) for name, value in content["numbers"].items()},
             unit_name=content["unit_name"],
             about=content["about"],
+            tables={title: _decode_table(table["kinds"], table["columns"]) for title, table in tables.items()},
         )
 
     def headline(self) -> str:
@@ -162,7 +166,7 @@ class Report:
             left_out=len(self) - len(rows),
             about=self.about,
             pictures=dict(pictures or {}),
-            tables={title: _rows(table) for title, table in (tables or {}).items()},
+            tables={title: _rows(table) for title, table in {**self.tables, **(tables or {})}.items()},
         )
         return render(page)
 
@@ -237,6 +241,17 @@ def _encode(value: Any) -> Any:
 
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
+
+
+def _encode_table(kinds: str, columns: str, table: Mapping[str, Column]) -> dict[str, Any]:
+    return {
+        kinds: {name: _kind(np.asarray(column)) for name, column in table.items()},
+        columns: {name: [_encode(v) for v in np.asarray(column)] for name, column in table.items()},
+    }
+
+
+def _decode_table(kinds: dict[str, str], columns: dict[str, list]) -> dict[str, np.ndarray]:
+    return {name: _decode(values, kinds[name]) for name, values in columns.items()}
 
 
 def _decode(values: list, kind: str) -> np.ndarray:
