@@ -34,7 +34,7 @@ KEPT = 0.5  # of particles, in effect, by one step of β
 class Led(eqx.Module):
     """Draws of every unit, and what says whether they arrived."""
 
-    local: Float[Array, "units s d"]  # in the chart
+    local: Float[Array, "units draws d"]  # in the chart
     arrived: Float[Array, " units"]  # share of sets at β = 1
     log_evidence: Float[Array, "units sets"]
 
@@ -42,9 +42,9 @@ class Led(eqx.Module):
 class Moved(eqx.Module):
     """Chains of every unit after some moves, in the chart."""
 
-    local: Float[Array, "units s d"]
-    step: Float[Array, " units"]
-    accepted: Float[Array, " units"]
+    local: Float[AnyArray, "units draws d"]
+    step: Float[AnyArray, " units"]
+    accepted: Float[AnyArray, " units"]
 
 
 def first_chains(led: Led) -> Moved:
@@ -129,8 +129,7 @@ def _lead(
 
     def go(carry: tuple) -> tuple:
         state, key, number, evidence = carry
-        step_key, key = jax.random.split(key)
-        state, info = step(step_key, state, MOVES, {})
+        state, info = step(jax.random.fold_in(key, number), state, MOVES, {})
         return state, key, number + 1, evidence + info.log_likelihood_increment
 
     state: Any
@@ -191,8 +190,8 @@ def moved(
 
 @eqx.filter_jit
 def placed(
-    target: Target, own: AbstractOwn, shared: Float[Array, "s g"], batch: Batch, local: Float[Array, "units s d"]
-) -> Float[Array, "units s d"]:
+    target: Target, own: AbstractOwn, shared: Float[Array, "s g"], batch: Batch, local: Float[Array, "units draws d"]
+) -> Float[Array, "units draws d"]:
     """From the chart to unconstrained numbers."""
 
     def one(own: AbstractOwn, unit: Batch, local: Array) -> Array:

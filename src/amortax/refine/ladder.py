@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,6 @@ from jaxtyping import Array
 from .._types import Fixed, PyTree
 from ..chunks import bucketed_lengths, chunks
 from ..data import Units
-from ..frames import Frame
 from . import anneal, optimise, reweight
 from .judge import Judged, judged
 from .own import LARGEST_DENSE, AbstractOwn, OwnContext, encoded
@@ -96,7 +96,9 @@ class Ladder:
             if time.monotonic() > self.until:
                 break
             began, places, own = time.monotonic(), np.asarray(chunk.index), units[chunk.start : chunk.stop]
-            part = what(key, chunk.batch, jnp.asarray(units[places]), *jax.tree.map(lambda x, p=places: x[p], rows))
+            part = what(
+                key, chunk.batch, jnp.asarray(units[places]), *jax.tree.map(lambda x, p=places: jnp.asarray(x[p]), rows)
+            )
             size = len(own)
             found.append(jax.tree.map(lambda x, n=size: np.asarray(x)[:n], part))
             self.seconds[own] += (time.monotonic() - began) / size
@@ -222,4 +224,5 @@ class Ladder:
 def _located(own: OwnContext, judgement: Judged) -> OwnContext:
     """q with the center and scale of its draws."""
     low, middle, high = np.moveaxis(np.asarray(judgement.quantiles), 1, 0)
-    return OwnContext(own.context, Fixed(Frame(middle, np.maximum(0.5 * (high - low), 1e-6))))
+    place = Fixed({"center": middle, "scale": np.maximum(0.5 * (high - low), 1e-6)})
+    return eqx.tree_at(lambda q: q.place, own, place)

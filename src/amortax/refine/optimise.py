@@ -54,7 +54,7 @@ def ascend(
     """The end of damped Newton steps uphill, and the density there; never below where it started."""
     eye = jnp.eye(start.shape[0])
 
-    def step(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def step(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         point, value, damping = carry
         factor = cholesky(positive(-jax.hessian(density)(point)) + damping * eye)
         root = solve_lower(factor, eye)

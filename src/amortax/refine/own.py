@@ -62,7 +62,7 @@ class OwnContext(AbstractOwn):
     """The guide's q at the unit's own context; its `place` is where draws of it are."""
 
     context: Context
-    place: Fixed  # a Frame
+    place: Fixed  # {"center": (d,), "scale": (d,)}
 
     def given(self, shared: Float[Array, " g"], unit: Batch, target: Target) -> Given:
         """The globals."""
@@ -78,7 +78,7 @@ class OwnContext(AbstractOwn):
 
     def chart(self, given: Given) -> Frame:
         """Center and scale of draws."""
-        return self.place.value
+        return Frame(self.place.value["center"], self.place.value["scale"])
 
 
 class OwnNormal(AbstractOwn):
@@ -124,7 +124,7 @@ class OwnNormal(AbstractOwn):
 def encoded(target: Target, batch: Batch) -> OwnContext:
     """q of the encoder, for every unit of a batch; where its draws are is not known yet."""
     sizes = jax.vmap(lambda unit: jnp.zeros(target.size(unit)))(batch)
-    return OwnContext(target.guide.encode(batch), Fixed(Frame(sizes, jnp.ones_like(sizes))))
+    return OwnContext(target.guide.encode(batch), Fixed({"center": sizes, "scale": jnp.ones_like(sizes)}))
 
 
 def at_point(point: Float[Array, " d"]) -> OwnNormal:

@@ -37,7 +37,7 @@ def resampled(
     index: Array,
     count: int,
     candidates: int,
-) -> Float[Array, "units s d"]:
+) -> Float[Array, "units draws d"]:
     """`count` draws of every unit, from `candidates` for each: one for each draw of the globals, or all of one pool."""
     sets, each = (1, count) if target.joint.shared_size == 0 else (count, 1)
 
@@ -85,7 +85,7 @@ def drawn(
     batch: Batch,
     index: Array,
     count: int,
-) -> Float[Array, "units s d"]:
+) -> Float[Array, "units draws d"]:
     """`count` draws of every unit's q as it is."""
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> Array:
