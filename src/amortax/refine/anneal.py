@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._types import AnyArray, Batch
-from .own import AbstractOwn, Given
+from .own import AbstractOwn, Defended, Given, defended
 from .target import Target
 
-PARTICLES = 8  # for each draw of the globals
+PARTICLES, CROWD = 8, 4  # for each draw of the globals; for each draw without
+FEW, SPREAD = 8, (0.1, 0.1, 0.8)  # numbers of a unit up to which SMC starts from nearly the prior, to find all modes
 MOST_STEPS = 60  # of β
 LEAPFROGS, MOVES = 6, 2  # in one move; moves between two steps of β
 WANTED = 0.8  # acceptance
@@ -77,15 +78,19 @@ def annealed(
 ) -> Led:
     """`count` draws of every unit by tempered SMC."""
     pooled = target.joint.shared_size == 0
-    sets, particles = (2, -(-count // 2)) if pooled else (count, PARTICLES)
+    sets, half = (2, -(-count // 2)) if pooled else (count, 1)
+    particles = CROWD * half if pooled else PARTICLES
     shared = jnp.broadcast_to(shared[:1], (sets, shared.shape[1])) if pooled else shared[:count]
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> tuple[Array, Array, Array]:
+        size = target.size(unit)
+
         def given_one(key: Array, shared: Array) -> tuple[Array, Array, Array]:
             led_key, pick_key = jax.random.split(key)
-            local, reached, evidence = _lead(led_key, own, own.given(shared, unit, target), unit, target, particles)
-            picked = local if pooled else local[jax.random.randint(pick_key, (1,), 0, particles)]
-            return picked, reached, evidence
+            guarded = Defended(own, SPREAD) if pooled and size <= FEW else defended(own, target)
+            given = guarded.given(shared, unit, target)
+            local, reached, evidence = _lead(led_key, guarded, given, unit, target, particles)
+            return jax.random.permutation(pick_key, local)[:half], reached, evidence
 
         keys = jax.random.split(jax.random.fold_in(key, index), sets)
         local, reached, evidence = jax.lax.map(lambda pair: given_one(*pair), (keys, shared), batch_size=128)

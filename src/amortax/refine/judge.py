@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._types import Batch
 from ..importance import UnitNumbers, summarise
-from .own import AbstractOwn
+from .own import AbstractOwn, defended
 from .target import Target
 
 
@@ -25,19 +25,29 @@ class Judged(eqx.Module):
 def judged(
     key: Array, target: Target, own: AbstractOwn, shared: Float[Array, "r g"], batch: Batch, index: Array, count: int
 ) -> Judged:
-    """Judges q of every unit by `count` draws at each draw of the globals."""
+    """Judges q of every unit by `count` draws at each draw of the globals.
+
+    Its bound is by its own draws; k-hat, effective size and evidence are those of the defended q, which see more.
+    """
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> tuple:
+        guarded = defended(own, target)
+
         def given_one(key: Array, shared: Array) -> tuple:
             given = own.given(shared, unit, target)
 
-            def draw(key: Array) -> tuple[Array, Array, Array]:
-                local, log_q = own.draw(key, given, unit, target)
+            def draw(q: AbstractOwn, key: Array) -> tuple[Array, Array, Array]:
+                local, log_q = q.draw(key, given, unit, target)
                 log_p = target.log_prob(local, shared, unit)
                 return local, log_p, log_p - log_q
 
-            local, log_p, weight = jax.vmap(draw)(jax.random.split(key, count))
-            return summarise(weight), local, log_p
+            keys = jax.random.split(key, count)
+            local, log_p, weight = jax.vmap(lambda k: draw(own, k))(keys)
+            numbers = summarise(weight)
+            if guarded is not own:
+                wide = summarise(jax.vmap(lambda k: draw(guarded, k))(keys)[2])
+                numbers = (*wide[:3], numbers[3], wide[4], numbers[5], wide[6])
+            return numbers, local, log_p
 
         keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
         numbers, local, log_p = jax.vmap(given_one)(keys, shared)

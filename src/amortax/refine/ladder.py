@@ -92,7 +92,8 @@ class Ladder:
     def _over(self, name: str, units: np.ndarray, draws: int, what: Callable[..., PyTree], *rows: PyTree) -> PyTree:
         """`what(key, batch, index, *rows)` of some units, chunk by chunk, as far as time allows; None: of none."""
         key, found = jax.random.fold_in(self.key, sum(map(ord, name))), []
-        for chunk in chunks(self.data.take(units), self.target.joint.structure, draws, self.lengths):
+        pieces = chunks(self.data.take(units), self.target.joint.structure, draws, self.lengths) if len(units) else ()
+        for chunk in pieces:
             if time.monotonic() > self.until:
                 break
             began, places, own = time.monotonic(), np.asarray(chunk.index), units[chunk.start : chunk.stop]
@@ -182,7 +183,12 @@ class Ladder:
         if led is None:
             return
         group, chains = group[np.arange(len(led.arrived))], anneal.first_chains(led)
-        trusted, rest, rung, moves = agreed(led.log_evidence, led.arrived), np.arange(len(led.arrived)), "smc", FIRST
+        trusted, rest, rung, moves = (
+            agreed(led.log_evidence, led.local, led.arrived),
+            np.arange(len(led.arrived)),
+            "smc",
+            FIRST,
+        )
         while len(rest) and moves <= LAST:
             after = self._moved(group[rest], jax.tree.map(lambda x, r=rest: x[r], chains), moves)
             if after is None:

@@ -10,7 +10,10 @@ others 2018). It keeps the family, its shape and how it follows the globals, wha
 
 from a point a of the unit's own, which is near its mode: exact for Gaussian units before any step, for every v.
 
-Reference: Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-amortized variational autoencoders.
+`Defended` wraps either, where its weights judge or correct it.
+
+References: Hesterberg (1995), Weighted average importance sampling and defensive mixture distributions; Kim, Wiseman,
+Miller, Sontag and Rush (2018), Semi-amortized variational autoencoders.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ..heads import dense_newton_frame
 from .target import Target
 
 LARGEST_DENSE = 16  # numbers of a unit whose curvature is taken as one matrix
+WIDER = 4.0  # the spread of a defended q's companion in its own
 
 
 class Given(eqx.Module):
@@ -119,6 +123,52 @@ class OwnNormal(AbstractOwn):
         """That of the normal."""
         chart = self.chart(given)
         return standard_log_prob(chart.take(local)) - chart.log_det
+
+
+class Defended(AbstractOwn):
+    """A q with two wide companions, so that its weights see what it never draws: other modes, and long tails.
+
+        0.8 q + 0.1 N(center, (4 factor)²) + 0.1 prior,
+
+    the one in q's chart, the other a normal at the prior's own center and spread (defensive importance sampling:
+    Hesterberg 1995). In many dimensions they find nothing and cost a fifth of the draws.
+    """
+
+    inner: AbstractOwn
+    shares: tuple[float, float, float] = eqx.field(static=True, default=(0.8, 0.1, 0.1))
+
+    def given(self, shared: Float[Array, " g"], unit: Batch, target: Target) -> Given:
+        """As the inner q."""
+        return self.inner.given(shared, unit, target)
+
+    def chart(self, given: Given) -> Frame:
+        """As the inner q."""
+        return self.inner.chart(given)
+
+    def draw(self, key: Array, given: Given, unit: Batch, target: Target) -> tuple[Float[Array, " d"], Array]:
+        """A draw of one of the three."""
+        own_key, noise_key, which_key = jax.random.split(key, 3)
+        own, _ = self.inner.draw(own_key, given, unit, target)
+        noise = jax.random.normal(noise_key, own.shape)
+        wide = [frame.place(noise) for frame in self._wide(given, unit, target)]
+        which = jax.random.categorical(which_key, jnp.log(jnp.array(self.shares)))
+        local = jnp.stack([own, *wide])[which]
+        return local, self.log_prob(local, given, unit, target)
+
+    def log_prob(self, local: Float[Array, " d"], given: Given, unit: Batch, target: Target) -> Float[Array, ""]:
+        """That of the mixture."""
+        wide = [standard_log_prob(f.take(local)) - f.log_det for f in self._wide(given, unit, target)]
+        each = jnp.stack([self.inner.log_prob(local, given, unit, target), *wide])
+        return jax.nn.logsumexp(each + jnp.log(jnp.array(self.shares)))
+
+    def _wide(self, given: Given, unit: Batch, target: Target) -> tuple[Frame, Frame]:
+        chart = self.inner.chart(given)
+        return Frame(chart.center, WIDER * chart.factor), target.prior_frame(unit)
+
+
+def defended(own: AbstractOwn, target: Target) -> AbstractOwn:
+    """`own` with its companions, where a unit's locals are numbers alone."""
+    return Defended(own) if target.continuous else own
 
 
 def encoded(target: Target, batch: Batch) -> OwnContext:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from .._types import Batch
 from ..psis import MIN_SAMPLES, pareto_smoothed_log_weights
-from .own import AbstractOwn, Given
+from .own import AbstractOwn, Given, defended
 from .target import Target
 
 CANDIDATES = (16, 64, 256)  # for each draw; the fewest that serve are taken
@@ -44,8 +44,9 @@ def resampled(
     def one(index: Array, own: AbstractOwn, unit: Batch) -> Array:
         def given_one(key: Array, shared: Array) -> Array:
             draw_key, pick_key = jax.random.split(key)
-            given = own.given(shared, unit, target)
-            local, weight = _weighed(draw_key, own, given, unit, target, each * candidates)
+            guarded = defended(own, target)
+            given = guarded.given(shared, unit, target)
+            local, weight = _weighed(draw_key, guarded, given, unit, target, each * candidates)
             return local[_picked(pick_key, weight, each)]
 
         keys = jax.random.split(jax.random.fold_in(key, index), sets)

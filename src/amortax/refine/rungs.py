@@ -15,7 +15,7 @@ EXACT_GAP = 0.005  # the same, where exact answers are asked for
 KEPT = 0.05  # share of draws that reweighting must keep
 SAME = 0.15  # sds, and e-folds of sd, by which draws may differ between two times
 FORGOTTEN = 0.35  # correlation of chains with where they started
-EVIDENCE_APART = 0.3  # nats, between two sets of particles
+EVIDENCE_APART, MEANS_APART = 0.3, 0.3  # nats, and sds, between two sets of particles
 ARRIVED = 0.99  # of sets
 LEAST_ACCEPTED = 0.4  # of proposals of HMC
 
@@ -51,7 +51,9 @@ def mended(stands: Standing, *, exact: bool) -> np.ndarray:
     """Whether q of a unit needs nothing: its gap to the evidence is small, and its weights say so reliably."""
     limit = EXACT_GAP if exact else LARGEST_GAP
     flat = (1.0 / np.maximum(stands.kept, 1e-9) - 1.0) <= 0.01
-    return (stands.gap <= limit + stands.error) & ((stands.k <= stands.limit) | (flat & (stands.k <= 2.0)))
+    return (stands.gap <= limit + np.minimum(stands.error, limit)) & (
+        (stands.k <= stands.limit) | (flat & (stands.k <= 2.0))
+    )
 
 
 def settled(stands: Standing) -> np.ndarray:
@@ -67,10 +69,20 @@ def better(after: Standing, before: Standing) -> np.ndarray:
     return finite & (rose | ~np.isfinite(before.elbo))
 
 
-def agreed(log_evidence: AnyArray, arrived: AnyArray) -> np.ndarray:
-    """Whether SMC can be trusted: its sets arrived, and where they are of one target, they agree."""
-    there, evidence = np.asarray(arrived) >= ARRIVED, np.asarray(log_evidence)
-    return there & (np.abs(np.diff(evidence, axis=1))[:, 0] <= EVIDENCE_APART) if evidence.shape[1] == 2 else there
+def agreed(log_evidence: AnyArray, local: AnyArray, there: AnyArray) -> np.ndarray:
+    """Whether SMC can be trusted: its sets arrived, and where two are of one target, they agree on evidence and means.
+
+    **Arguments**: `local` (units, s, d), the first half of draws from the first of two sets; `there` the share of sets
+    that arrived.
+    """
+    evidence, found = np.asarray(log_evidence), np.asarray(there) >= ARRIVED
+    if evidence.shape[1] != 2:
+        return found
+    first, second = np.array_split(np.asarray(local), 2, axis=1)
+    with np.errstate(all="ignore"):
+        apart = np.abs(first.mean(axis=1) - second.mean(axis=1)) / np.asarray(local).std(axis=1)
+    same = np.all(np.nan_to_num(apart, nan=np.inf) <= MEANS_APART, axis=1)
+    return found & same & (np.abs(np.diff(evidence, axis=1))[:, 0] <= EVIDENCE_APART)
 
 
 def arrived(start: AnyArray, end: AnyArray, accepted: AnyArray, trusted: np.ndarray) -> np.ndarray:
