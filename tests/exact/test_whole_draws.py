@@ -1,4 +1,4 @@
-"""Is a wrong q(v) made right, and are locals drawn with it? Joint HMC against closed forms, from guides that are off."""
+"""Is a wrong q(v) made right, and are locals drawn with it? Joint HMC against closed forms."""
 
 import math
 

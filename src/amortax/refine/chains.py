@@ -54,65 +54,67 @@ class Chains(NamedTuple):
 
 
 @eqx.filter_jit
-def first(problem: Any, positions: Float[Array, "chains size"]) -> Chains:
-    """Chains at their starts."""
+def first(problem: Any, candidates: Float[Array, "candidates size"], count: int) -> Chains:
+    """`count` chains at those candidates where the density is finite, as far as there are so many."""
     from blackjax.mcmc import dynamic_hmc
 
-    state = jax.vmap(lambda x: dynamic_hmc.init(x, problem.log_density, jnp.zeros((), jnp.int32)))(positions)
-    size = positions.shape[1]
-    step_size = 0.5 / size**0.25
-    return Chains(state, _restarted(step_size), _no_moments(size), jnp.ones(size))
+    def at(position: Array) -> Any:
+        return dynamic_hmc.init(position, problem.log_density, jnp.zeros((), jnp.int32))
+
+    states = jax.lax.map(at, candidates, batch_size=count)
+    slope = jnp.all(jnp.isfinite(states.logdensity_grad), axis=1)
+    rows = jnp.argsort(~(jnp.isfinite(states.logdensity) & slope), stable=True)[:count]
+    size = candidates.shape[1]
+    state = jax.tree.map(lambda x: x[rows], states)
+    return _strong(Chains(state, _restarted(0.5 / size**0.25), _no_moments(size), jnp.ones(size)))
+
+
+class Drawn(NamedTuple):
+    """A block of all chains: (block, chains, ...) each."""
+
+    placed: Any  # where the problem puts their positions
+    divergent: Array
+    acceptance: Array
+    gradients: Array
 
 
 @eqx.filter_jit
-def warm(problem: Any, chains: Chains, key: Array, ends: bool | Array) -> Chains:
-    """The chains after a block of adaptation; where a window `ends`, with a metric from its positions."""
+def block(problem: Any, chains: Chains, key: Array, adapts: Array, ends: Array) -> tuple[Chains, Drawn]:
+    """The chains after a block of steps, and these; they adapt, or not; where a window ends, to a new metric."""
     _, update = _adaptation()
 
-    def step(chains: Chains, key: Array) -> tuple[Chains, None]:
-        tuned = Tuned(
-            chains.adaptation.step_size,
-            chains.adaptation.trajectory_length / chains.adaptation.step_size,
-            chains.metric,
-        )
-        state, info = _move(problem.log_density, chains.state, tuned, key)
-        proposal = info.proposal
-        adaptation = update(
-            chains.adaptation,
-            proposal.position,
-            proposal.momentum,
-            chains.state.position,
-            info.acceptance_rate,
-            info.is_divergent,
-            chains.metric,
-        )
-        return Chains(state, adaptation, _merged(chains.moments, state.position), chains.metric), None
-
-    chains, _ = jax.lax.scan(step, chains, jax.random.split(key, BLOCK))
-    renewed = Chains(
-        chains.state,
-        _restarted(chains.adaptation.step_size),
-        _no_moments(chains.metric.shape[0]),
-        _metric(chains.moments),
-    )
-    return jax.tree.map(lambda new, old: jnp.where(ends, new, old), renewed, chains)
-
-
-@eqx.filter_jit
-def draw(problem: Any, chains: Chains, key: Array) -> tuple[Chains, Any, Array, Array, Array]:
-    """(chains, draws placed by the problem (block, chains, ...), divergent, acceptance, leapfrog steps) of a block."""
-    adaptation = chains.adaptation
-    step_size = jnp.exp(adaptation.log_step_size_moving_average)
-    length = jnp.exp(adaptation.log_trajectory_length_moving_average)
-    tuned = Tuned(step_size, jnp.clip(length / step_size, 1.0, LONGEST), chains.metric)
-
-    def step(state: Any, key: Array) -> tuple[Any, tuple]:
-        state, info = _move(problem.log_density, state, tuned, key)
+    def step(chains: Chains, key: Array) -> tuple[Chains, Drawn]:
+        adaptation = chains.adaptation
+        state, info = _move(problem.log_density, chains.state, _tuned(chains, adapts), key)
+        seen = (info.proposal.position, info.proposal.momentum, chains.state.position)
+        updated = update(adaptation, *seen, info.acceptance_rate, info.is_divergent, chains.metric)
+        moments = _merged(chains.moments, state.position)
+        updated = jax.tree.map(lambda new, old: jnp.where(adapts, new, old), updated, adaptation)
         placed = jax.vmap(problem.place)(state.position)
-        return state, (placed, info.is_divergent, info.acceptance_rate, info.num_integration_steps)
+        found = Drawn(placed, info.is_divergent, info.acceptance_rate, info.num_integration_steps)
+        return _strong(Chains(state, updated, moments, chains.metric)), found
 
-    state, found = jax.lax.scan(step, chains.state, jax.random.split(key, BLOCK))
-    return chains._replace(state=state), *found
+    chains, found = jax.lax.scan(step, chains, jax.random.split(key, BLOCK))
+    renewed = chains._replace(
+        adaptation=_restarted(chains.adaptation.step_size),
+        moments=_no_moments(chains.metric.shape[0]),
+        metric=_metric(chains.moments),
+    )
+    return _strong(jax.tree.map(lambda new, old: jnp.where(ends, new, old), renewed, chains)), found
+
+
+def _tuned(chains: Chains, adapts: Array) -> Tuned:
+    """What chains move by: while they adapt the latest, then the averages."""
+    adaptation = chains.adaptation
+    step_size = jnp.where(adapts, adaptation.step_size, jnp.exp(adaptation.log_step_size_moving_average))
+    average = jnp.exp(adaptation.log_trajectory_length_moving_average)
+    length = jnp.where(adapts, adaptation.trajectory_length, average)
+    return Tuned(step_size, jnp.clip(length / step_size, 1.0, LONGEST), chains.metric)
+
+
+def _strong(tree: Any) -> Any:
+    """Of the same types without weak ones, so that a block is compiled once."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
 
 
 def warm_blocks() -> list[bool]:

@@ -13,7 +13,6 @@ import dataclasses
 import math
 import time
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import Array
 from ..data import Units
 from ..guide import Guide
 from ..joint.joint import Joint
-from .chains import BLOCK, Chains, draw, first, warm, warm_blocks
+from .chains import BLOCK, Chains, block, first, warm_blocks
 from .coordinates import Coordinates, coordinates_of
 
 CHAINS = 16
@@ -30,6 +29,7 @@ LARGEST_RHAT, LEAST_ESS, MOST_DIVERGENT = 1.02, 400.0, 0.002  # of an accepted a
 GOAL_ESS = 1000.0  # at which sampling stops: means good to 0.03 sd
 MOST_BYTES = 1 << 30  # of kept draws
 MOST_BLOCKS = 80
+LOOK = 4  # blocks before the first look, and steps of how many blocks are judged
 TOGETHER = 256  # numbers judged at once
 LARGEST = 10_000  # dimensions
 
@@ -76,9 +76,10 @@ def whole_draws(
         return _nothing(joint, training, why, begun)
     shape_key, start_key, warm_key, draw_key = jax.random.split(key, 4)
     problem, order = coordinates_of(joint, guide, training, CHAINS, shape_key)
-    chains = first(problem, _starts(problem, start_key))
+    chains = first(problem, problem.start(start_key, 4 * CHAINS), CHAINS)
     for number, ends in enumerate(warm_blocks()):
-        chains = warm(problem, chains, jax.random.fold_in(warm_key, number), jnp.asarray(ends))
+        block_key = jax.random.fold_in(warm_key, number)
+        chains, _ = block(problem, chains, block_key, jnp.asarray(True), jnp.asarray(ends))
         jax.block_until_ready(chains.metric)
         if time.perf_counter() - begun > seconds:
             why = f"the {seconds:g} s ended while the chains were adapting; give more seconds"
@@ -105,48 +106,35 @@ def _nothing(joint: Joint, training: Units, why: str, begun: float) -> WholeDraw
     return WholeDraws(shared, local, math.nan, 0.0, 0, math.nan, 0, spent, accepted=False, reason=why)
 
 
-def _starts(problem: Coordinates, key: Array) -> Array:
-    """Starts of the chains: draws of q at which the density is finite, as far as there are so many."""
-    candidates = problem.start(key, 4 * CHAINS)
-    density = np.asarray(_densities(problem, candidates))
-    good = np.flatnonzero(np.isfinite(density))
-    rows = np.resize(good, CHAINS) if len(good) else np.arange(CHAINS)
-    return candidates[rows]
-
-
-@eqx.filter_jit
-def _densities(problem: Coordinates, free: Array) -> Array:
-    return jax.lax.map(problem.log_density, free, batch_size=CHAINS)
-
-
 def _sampled(
     problem: Coordinates, chains: Chains, order: np.ndarray, key: Array, *, begun: float, seconds: float, goal: float
 ) -> WholeDraws:
     kept: list[np.ndarray] = []
-    divergent, accepted, steps = 0, [], 0
-    most = min(MOST_BLOCKS, max(4, MOST_BYTES // (4 * BLOCK * CHAINS * problem.size)))
-    wanted, rhat, ess = 2, math.nan, 0.0
+    facts: list[tuple[float, ...]] = []
+    fixed = jnp.asarray(False)
+    most = min(MOST_BLOCKS, max(LOOK, MOST_BYTES // (4 * BLOCK * CHAINS * problem.size)))
+    wanted = LOOK
     while True:
-        chains, placed, *facts = draw(problem, chains, jax.random.fold_in(key, len(kept)))
-        kept.append(_flat(placed))
-        divergent += int(np.sum(facts[0]))
-        accepted.append(float(np.mean(facts[1])))
-        steps += int(np.sum(np.asarray(facts[2])[:, 0]))
-        over = time.perf_counter() - begun > seconds
-        if len(kept) in (wanted, most) or over:
-            draws = np.concatenate(kept)
-            rhat, ess = judged(draws)
-            enough = rhat <= LARGEST_RHAT and ess >= goal
-            if enough or over or len(kept) >= most:
-                break
-            wanted = next_blocks(len(kept), ess, goal, rhat)
-    why = shortcoming(rhat, ess, divergent / (len(draws) * CHAINS))
+        chains, drawn = block(problem, chains, jax.random.fold_in(key, len(kept)), fixed, fixed)
+        kept.append(_flat(drawn.placed))
+        facts.append(
+            (float(jnp.sum(drawn.divergent)), float(jnp.mean(drawn.acceptance)), float(jnp.sum(drawn.gradients[:, 0])))
+        )
+        over = time.perf_counter() - begun > seconds or len(kept) >= most
+        if len(kept) < wanted and not over:
+            continue
+        draws = np.concatenate(kept)
+        rhat, ess = judged(draws)
+        if over or (rhat <= LARGEST_RHAT and ess >= goal):
+            break
+        wanted = next_blocks(len(kept), ess, goal, rhat)
+    divergent, acceptance, gradients = np.array(facts).T
+    why = shortcoming(rhat, ess, divergent.sum() / (len(draws) * CHAINS))
     flat = np.moveaxis(draws, 1, 0).reshape(-1, problem.size)
     shared, local = _parted(problem, flat, order)
     spent = time.perf_counter() - begun
-    return WholeDraws(
-        shared, local, rhat, ess, divergent, float(np.mean(accepted)), steps, spent, accepted=not why, reason=why
-    )
+    numbers = (rhat, ess, int(divergent.sum()), float(acceptance.mean()), int(gradients.sum()), spent)
+    return WholeDraws(shared, local, *numbers, accepted=not why, reason=why)
 
 
 def next_blocks(done: int, ess: float, goal: float, rhat: float) -> int:
@@ -174,8 +162,12 @@ def shortcoming(rhat: float, ess: float, divergent: float) -> str:
 
 
 def judged(draws: np.ndarray) -> tuple[float, float]:
-    """(largest R-hat, least effective size in bulk and tails) over the numbers of draws (steps, chains, numbers)."""
-    values = np.moveaxis(draws, 1, 0)
+    """(largest R-hat, least effective size in bulk and tails) over the numbers of draws (steps, chains, numbers).
+
+    Of `LOOK` blocks' steps spread over all, so that it is compiled once; what is left out makes the size no larger.
+    """
+    steps = np.linspace(0, len(draws) - 1, min(len(draws), LOOK * BLOCK)).round().astype(int)
+    values = np.moveaxis(draws[steps], 1, 0)
     size = values.shape[2]
     rhats, sizes = [], []
     for start in range(0, size, TOGETHER):
