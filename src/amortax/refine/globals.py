@@ -19,14 +19,15 @@ from jaxtyping import Array
 
 from ..data import Units
 from ..guide import Guide
-from ..importance import SharedWeights, shared_weights
+from ..importance import SharedWeights, shared_draws, shared_weights
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_limit, pareto_k, pareto_smoothed_log_weights
 from .whole import WholeDraws, whole_draws
 
 LARGEST_ERROR = 0.5  # nats, of a log weight of the globals
 FLAT, FLAT_K_LIMIT = 0.01, 2.0  # of χ² = S/ESS - 1, where no mean is off by 0.1 sd; of k-hat, where no mode is missed
-LEAST_ESS = 400.0  # of weighted draws: means good to 0.05 sd
+GOAL_ESS, LEAST_ESS = 1000.0, 400.0  # of weighted draws, means good to 0.03 sd; where HMC gave nothing, to 0.05 sd
+ROUNDS = 8  # of draws of q(v) at most, to reach it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class RepairedGlobals:
 
     Args:
         shared: (S, g) unconstrained globals.
-        rung: "encoder" (q(v) was right), "reweight", "hmc", or "fail": then the draws are q's, unrepaired.
+        rung: "encoder" (q(v) was right), "reweight", "hmc", or "fail": then the draws are q's, not repaired.
         reason: why the rung is "fail", or empty.
         numbers: by name, for reports.
         whole: under "hmc", the same draws with locals of the training units.
@@ -58,24 +59,43 @@ def repaired_globals(
     """
     begun = time.perf_counter()
     weight_key, pick_key, whole_key = jax.random.split(key, 3)
-    found = shared_weights(weight_key, guide, joint, training)
-    numbers = weight_numbers(found)
-    rung = weighted_rung(numbers)
-    if rung != "hmc":
-        weights = smoothed(found.log_weight) if rung == "reweight" else np.full(len(found.shared), 1.0)
-        shared = found.shared[picked(weights, num_samples, pick_key)]
-        numbers["globals_seconds"] = time.perf_counter() - begun
-        return RepairedGlobals(shared, rung, "", numbers, None)
-    left = seconds - (time.perf_counter() - begun)
-    whole = whole_draws(joint, guide, training, key=whole_key, seconds=left)
-    numbers |= whole_numbers(whole)
+    if guide.shared is None:
+        return RepairedGlobals(np.zeros((num_samples, 0)), "encoder", "", {}, None)
+    found, numbers = enough_weights(joint, guide, training, weight_key)
+    rung, whole, reason = weighted_rung(numbers), None, ""
+    if rung == "hmc":
+        left = seconds - (time.perf_counter() - begun)
+        whole = whole_draws(joint, guide, training, key=whole_key, seconds=left)
+        numbers |= whole_numbers(whole)
+        if whole.accepted:
+            rows = picked(np.ones(len(whole.shared)), num_samples, pick_key)
+            whole = dataclasses.replace(whole, shared=whole.shared[rows], local=whole.local[rows])
+        else:
+            rung, reason, whole = weighted_rung(numbers, LEAST_ESS).replace("hmc", "fail"), whole.reason, None
+    if whole is not None:
+        shared = whole.shared
+    elif rung == "reweight":
+        shared = found.shared[picked(smoothed(found.log_weight), num_samples, pick_key)]
+    else:
+        shared = np.asarray(shared_draws(pick_key, guide, num_samples)[0], np.float64)
     numbers["globals_seconds"] = time.perf_counter() - begun
-    if not whole.accepted:
-        shared = found.shared[picked(np.ones(len(found.shared)), num_samples, pick_key)]
-        return RepairedGlobals(shared, "fail", whole.reason, numbers, None)
-    rows = picked(np.ones(len(whole.shared)), num_samples, pick_key)
-    whole = dataclasses.replace(whole, shared=whole.shared[rows], local=whole.local[rows])
-    return RepairedGlobals(whole.shared, "hmc", "", numbers, whole)
+    return RepairedGlobals(shared, rung, "" if rung == "reweight" else reason, numbers, whole)
+
+
+def enough_weights(joint: Joint, guide: Guide, training: Units, key: Array) -> tuple[SharedWeights, dict[str, float]]:
+    """Weighted draws of q(v), more of them where that makes them worth `GOAL_ESS`, and what they say."""
+    found = shared_weights(key, guide, joint, training)
+    numbers = weight_numbers(found)
+    rounds = rounds_needed(numbers)
+    if not 1 < rounds <= ROUNDS:
+        return found, numbers
+    keys = jax.random.split(jax.random.fold_in(key, 1), rounds - 1)
+    parts = [found, *(shared_weights(k, guide, joint, training) for k in keys)]
+    found = SharedWeights(
+        *(np.concatenate([getattr(x, name) for x in parts]) for name in ("shared", "log_weight", "log_ratio")),
+        error=max(x.error for x in parts),
+    )
+    return found, weight_numbers(found)
 
 
 def weight_numbers(found: SharedWeights) -> dict[str, float]:
@@ -101,14 +121,21 @@ def whole_numbers(whole: WholeDraws) -> dict[str, float]:
     }
 
 
-def weighted_rung(numbers: dict[str, float]) -> str:
-    """The rung that the weights allow: "encoder", "reweight" or "hmc"."""
+def rounds_needed(numbers: dict[str, float]) -> int:
+    """Rounds of as many draws until weighted ones are worth `GOAL_ESS`; one where no number of them would help."""
+    k, ess = numbers["globals_pareto_k"], numbers["globals_ess"]
+    helps = k <= numbers["globals_k_limit"] and numbers["globals_error_nats"] <= LARGEST_ERROR and ess >= 1.0
+    return math.ceil(1.1 * GOAL_ESS / ess) if helps and ess < GOAL_ESS else 1
+
+
+def weighted_rung(numbers: dict[str, float], least: float = GOAL_ESS) -> str:
+    """The rung that the weights allow, if they must be worth `least` draws: "encoder", "reweight" or "hmc"."""
     k, ess, error = (numbers[f"globals_{name}"] for name in ("pareto_k", "ess", "error_nats"))
     if not (np.isfinite(ess) and error <= LARGEST_ERROR) or np.isnan(k):
         return "hmc"
     if numbers["globals_draws"] / ess - 1.0 <= FLAT and k <= FLAT_K_LIMIT:
         return "encoder"
-    return "reweight" if k <= numbers["globals_k_limit"] and ess >= LEAST_ESS else "hmc"
+    return "reweight" if k <= numbers["globals_k_limit"] and ess >= least else "hmc"
 
 
 def smoothed(log_weight: np.ndarray) -> np.ndarray:

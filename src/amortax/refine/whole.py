@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..chunks import bucketed
 from ..data import Units
 from ..guide import Guide
+from ..intake import to_batch
 from ..joint.joint import Joint
 from .chains import BLOCK, Chains, block, first, warm_blocks
 from .coordinates import Coordinates, coordinates_of
@@ -89,19 +91,23 @@ def whole_draws(
 
 def refusal(joint: Joint, guide: Guide, training: Units) -> str:
     """Why everything can't be drawn together, or empty."""
-    structure = joint.structure
     if guide.classifier is not None:
         return "numbers of a unit follow a learned discrete choice, which HMC can't move; refine units one by one"
     if guide.filters:
         return "q is a product of beliefs of single steps, and no posterior"
-    size = joint.shared_size + len(training) * structure.size("local")
+    size = joint.shared_size + len(training) * _numbers(joint, training)
     if size > LARGEST:
         return f"globals and locals are {size} numbers together, above the limit of {LARGEST}"
     return ""
 
 
+def _numbers(joint: Joint, training: Units) -> int:
+    """Of one unit, as all are padded."""
+    return joint.structure.at(to_batch(bucketed(training))).size("local")
+
+
 def _nothing(joint: Joint, training: Units, why: str, begun: float) -> WholeDraws:
-    shared, local = np.zeros((0, joint.shared_size)), np.zeros((0, len(training), joint.structure.size("local")))
+    shared, local = np.zeros((0, joint.shared_size)), np.zeros((0, len(training), _numbers(joint, training)))
     spent = time.perf_counter() - begun
     return WholeDraws(shared, local, math.nan, 0.0, 0, math.nan, 0, spent, accepted=False, reason=why)
 
