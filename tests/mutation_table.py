@@ -420,4 +420,20 @@ MUTATIONS = (
         "contracts/test_encoders.py",
         "padding_changes_nothing",
     ),
+    Mutation(
+        "HMC without the Jacobian of its frames",
+        "refine/coordinates.py",
+        "return frame.place(free), frame.log_det - ",
+        "return frame.place(free), -",
+        "exact/test_whole_draws.py",
+        "jacobian",
+    ),
+    Mutation(
+        "HMC's locals in the order of their lengths",
+        "refine/whole.py",
+        "np.concatenate(parts, axis=1)[:, order]",
+        "np.concatenate(parts, axis=1)",
+        "exact/test_whole_draws.py",
+        "made_right",
+    ),
 )

@@ -168,21 +168,32 @@ class Posterior(eqx.Module):
         known = self.training_units(found, training)
         return check(self.joint, self.guide, found, known, key=key, checks=checks, about=self._about())
 
-    def refine(self, data: Any, *, key: Array, num_samples: int = 1000, budget: float | str | None = None) -> Any:
+    def refine(
+        self,
+        data: Any,
+        *,
+        key: Array,
+        num_samples: int = 1000,
+        budget: float | str | None = None,
+        training: Any = None,
+    ) -> Any:
         """Draws as `sample` gives them, of units that q answers badly repaired, each only as far as it needs.
 
         **Arguments:** as for `sample`; `budget` seconds, after which what is left is called FAIL; None, as long as it
-        takes; `"exact"`, and small errors are repaired too.
+        takes; `"exact"`, and small errors are repaired too, and the globals, which needs `training`, all training
+        units, unless `data` are those.
 
         **Returns** the Dataset of `sample` with, for every unit, `rung` (encoder, own, reweight, smc, hmc), `verdict`
-        (PASS, or FAIL where no rung sufficed) and `seconds`. Units that need nothing have the draws of `sample`.
+        (PASS, or FAIL where no rung sufficed) and `seconds`; its attribute `globals_rung` says which draws the globals
+        are. Units that need nothing have the draws of `sample`.
         """
         from .repair import refine
 
         self.refuse_beliefs("refine")
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
-        return refine(self.joint, self.guide, found, num_samples=num_samples, key=key, budget=budget)
+        known = self.training_units(found, training)
+        return refine(self.joint, self.guide, found, known, num_samples=num_samples, key=key, budget=budget)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file: everything but the model, checked by SHA-256 when it is read again."""

@@ -1,1 +1,1 @@
-"""Repair: units whose q is not good enough get better answers, rung by rung, and say which rung they ended on."""
+"""How does an answer get better? Rungs of a ladder, from what is cheap to what is exact."""

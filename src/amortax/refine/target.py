@@ -7,7 +7,6 @@ prior's scale, in the target and in every q alike, so that weights are as they w
 from __future__ import annotations
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -75,11 +74,3 @@ class Target(eqx.Module):
         """log q of the guide at a context."""
         log_q = self.guide.local_log_prob(local, context, shared, unit, self.joint)
         return log_q + self._padded(local, unit) if self._pads else log_q
-
-
-@eqx.filter_jit
-def draws_of(key: Array, guide: Guide, count: int) -> Float[Array, "r g"]:
-    """`count` draws of the unconstrained globals; one, empty, without globals."""
-    if guide.shared is None:
-        return jnp.zeros((1, 0))
-    return jax.vmap(lambda k: guide.sample_shared(k)[0])(jax.random.split(key, count))
