@@ -25,7 +25,7 @@ from .own import AbstractOwn, Defended, Given, defended
 from .target import Target
 
 PARTICLES, CROWD = 8, 4  # for each draw of the globals; for each draw without
-FEW, SPREAD = (
+FEW, SPREAD = 8, (0.001, 0.001, 0.998)  # numbers up to which SMC starts from nearly the prior, to find all modes
     8,
     (0.001, 0.001, 0.998),
 )  # numbers of a unit up to which SMC starts from nearly the prior, to find all modes
@@ -171,16 +171,16 @@ def moved(
         given = own.given(shared[0], unit, target) if pooled else jax.vmap(lambda v: own.given(v, unit, target))(shared)
         axis = None if pooled else 0
 
-        def density(free: Array, given: Given) -> Array:
-            chart = own.chart(given)
-            value = target.log_prob(chart.place(free), given.shared, unit)
-            return jnp.where(jnp.isnan(value), -jnp.inf, value)
-
         def chain(key: Array, free: Array, given: Given, step: Any) -> tuple[Any, Any]:
             step_key, key = jax.random.split(key)
             step = step * jax.random.uniform(step_key, minval=0.6, maxval=1.2)
-            state = hmc.init(free, lambda x: density(x, given))
-            after, info = kernel(key, state, lambda x: density(x, given), step, jnp.ones(free.shape[0]), LEAPFROGS)
+
+            def density(free: Array) -> Array:
+                value = target.log_prob(own.chart(given).place(free), given.shared, unit)
+                return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+            state = hmc.init(free, density)
+            after, info = kernel(key, state, density, step, jnp.ones(free.shape[0]), LEAPFROGS)
             return after.position, info.acceptance_rate
 
         def go(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
