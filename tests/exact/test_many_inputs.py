@@ -64,7 +64,7 @@ def test_a_hundred_steps_of_adam_leave_a_unit_of_many_rare_values_near_the_other
     moved = eqx.tree_at(lambda e: e.layers[0].weights[0], encoder, weight)
     sizes = [float(jnp.linalg.norm(moved(unit)[0])) for unit in units]
     print("context of the unit of rare values", sizes[0], "of the others", np.median(sizes[1:]))
-    assert sizes[0] <= 1.001 * LARGEST * np.sqrt(WIDTH)  # 3,300 without a bound
+    assert sizes[0] <= 1.001 * LARGEST * np.sqrt(WIDTH)  # 3,400 without a bound
 
 
 @pytest.mark.slow
