@@ -136,7 +136,7 @@ def _standardised(points: Points, center: np.ndarray, scale: np.ndarray) -> Poin
     return np.nan_to_num((points - center) / scale, nan=0.0, posinf=1e15, neginf=-1e15).clip(-1e15, 1e15)
 
 
-def _folded(free: Points) -> Points:
+def _folded(free: Points) -> Float[np.ndarray, "n k"]:
     """More than `COORDINATES` coordinates as as many sums of some, by signs that only their places decide."""
     size = free.shape[1]
     if size <= COORDINATES:
