@@ -70,7 +70,7 @@ COLUMNS = {
     "reason": ("reason", "The check behind the verdict."),
     "next_step": (
         "next step",
-        "none; reweight (the weights mend these draws: posterior.refine does it); refine (posterior.refine, which finds "
+        "none; reweight (the weights mend these draws: posterior.refine does it); refine (posterior.refine, to find "
         "the unit's own posterior); refit (nothing here is finite: mend the data or the model, then train again).",
     ),
     "elbo": ("ELBO [nats]", "Lower bound of the unit's log evidence."),
