@@ -37,7 +37,7 @@ FLOORS = (
     ("train",),
     ("psis", "chunks", "importance", "evidence", "answer", "refine"),
     ("checks",),
-    ("artifact", "interop", "elsewhere", "pairs", "filter", "repair", "posterior", "comparison", "fitting"),
+    ("artifact", "interop", "elsewhere", "pairs", "filter", "stored", "repair", "posterior", "comparison", "fitting"),
     ("models",),
     ("plots", "demo_report", "demo", "cli"),
 )

@@ -16,9 +16,11 @@ from ..data import Units
 from ..guide import Guide
 from ..importance import shared_draws, shared_weights, unit_numbers
 from ..joint.joint import Joint
-from ..psis import effective_sample_size, k_limit, pareto_k
+from ..psis import effective_sample_size, k_error, k_limit, pareto_k
 from .options import Checks
 from .report import Report
+from .shift import Reference, shifts
+from .shift_verdicts import shift_fact, shift_reasons, with_shifts
 from .verdicts import LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
 
 GLOBAL_DRAWS = 8  # at which units are judged
@@ -33,8 +35,9 @@ def check(
     key: Array,
     checks: Checks,
     about: dict[str, str],
+    reference: Reference | None,
 ) -> Report:
-    """The report on checked units `data`; `training` are all training units, None if not at hand."""
+    """The report on checked units `data`; `training` all training units, `reference` what they were like, or None."""
     num_samples = checks.num_samples
     if num_samples < LOWEST_DRAWS:
         raise DataError(
@@ -43,12 +46,14 @@ def check(
     unit_key, own_key = jax.random.split(key)
     units, numbers = _judge_units(joint, guide, data, unit_key, num_samples)
     reasons = unit_reasons(units, data.name, numbers["k_limit"])
+    units = with_shifts(units, shifts(joint, guide, data, reference))
+    reasons += shift_reasons(units, data.name)
     if guide.shared is not None:
         own = None if training is None else _judge_globals(joint, guide, training, own_key)
         numbers |= own or {}
         reasons += global_reasons(own)
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
-    facts = {**about, "units checked": f"{len(data)}"}
+    facts = {**about, "units checked": f"{len(data)}", **shift_fact(reference)}
     return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts)
 
 
@@ -67,6 +72,7 @@ def _judge_units(
             joint.structure.plate: np.asarray(data.labels),
             "pareto_k": np.median(each.pareto_k, axis=1),
             "pareto_k_worst": np.max(each.pareto_k, axis=1),
+            "pareto_k_se": k_error(np.median(each.pareto_k, axis=1), num_samples, shared.shape[0]),
             "ess": np.median(each.ess, axis=1),
             "ess_worst": np.min(each.ess, axis=1),
             "elbo": np.mean(each.elbo, axis=1),

@@ -70,7 +70,8 @@ COLUMNS = {
     "reason": ("reason", "The check behind the verdict."),
     "next_step": (
         "next step",
-        "none; compare (with NUTS on this unit, before relying on its tails); refit (train a better guide).",
+        "none; reweight (the weights mend these draws: posterior.refine does it); refine (posterior.refine, to find "
+        "the unit's own posterior); refit (nothing here is finite: mend the data or the model, then train again).",
     ),
     "elbo": ("ELBO [nats]", "Lower bound of the unit's log evidence."),
     "iw_elbo": ("IW-ELBO [nats]", "The tighter, importance-weighted bound."),
@@ -80,8 +81,22 @@ COLUMNS = {
         "the globals, is the model's own posterior.",
     ),
     "pareto_k_worst": ("k worst", "The same: the worst."),
+    "pareto_k_se": (
+        "k error",
+        "Monte-Carlo standard error of the median k. A unit above the limit by less is a warning, not a failure.",
+    ),
     "ess": ("ESS [draws]", "Effective sample size: the median."),
     "ess_worst": ("ESS worst [draws]", "The same: the worst."),
+    "input_shift": (
+        "input shift",
+        "How far the unit's inputs are from those of the training units, in limits: 1 is the limit that one in 200 "
+        "units like the training units passes.",
+    ),
+    "context_shift": ("context shift", "The same of what the encoder makes of them."),
+    "outside": (
+        "outside",
+        "The argument with a category that no training unit had, or whose numbers leave the range of training.",
+    ),
     "log_evidence": ("log evidence [nats]", "Estimate of log p(data of the unit) from the weights."),
 }
 
@@ -91,9 +106,11 @@ BLIND = (
     "They see only where the guide draws. A guide that misses a whole mode of the posterior, or is far too wide, can "
     "have a good Pareto k.",
     "The ELBO is a bound on one number, the evidence. A good bound does not say that intervals cover.",
-    "Not in this report yet: the shift of these units from the training units, posterior predictive checks, and "
-    "simulation-based calibration. Nothing here says that the data resemble the training data, or that the model "
-    "describes them.",
+    "Input and context shift say that a unit is unlike the training units, not that its answer is wrong; and a unit "
+    "inside their limits may still be answered badly. Up to 1% of units like the training units are flagged by design. "
+    "Where nothing is stored of the training units (fewer than 20, no encoder), shift is not checked.",
+    "Not in this report yet: posterior predictive checks and simulation-based calibration. Nothing here says that the "
+    "model describes the data.",
 )
 
 

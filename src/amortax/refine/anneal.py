@@ -26,9 +26,6 @@ from .target import Target
 
 PARTICLES, CROWD = 8, 4  # for each draw of the globals; for each draw without
 FEW, SPREAD = 8, (0.001, 0.001, 0.998)  # numbers up to which SMC starts from nearly the prior, to find all modes
-    8,
-    (0.001, 0.001, 0.998),
-)  # numbers of a unit up to which SMC starts from nearly the prior, to find all modes
 MOST_STEPS = 60  # of β
 LEAPFROGS, MOVES = 6, 2  # in one move; moves between two steps of β
 WANTED = 0.8  # acceptance
