@@ -169,7 +169,7 @@ def _numbers(judged: _Judgement) -> dict[str, float]:
     found["sbc_p_smallest"] = min(1.0, len(tests) * min(tests))
     found["coverage_p_smallest"] = min(1.0, len(judged.every) * min(j.intervals for j in judged.every))
     found["tarp_p_smallest"] = min(1.0, 3 * min(distance.bins, distance.curve, distance.intervals))
-    found["calibration_largest_difference"] = max(max(j.shift, j.width) for j in sites)
+    found["calibration_largest_difference"] = max(max(j.shift, j.width) for j in judged.every)
     return found
 
 

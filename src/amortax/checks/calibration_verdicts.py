@@ -185,7 +185,7 @@ def _others(flagged: list[tuple[Judged, float, float]], worst: Judged) -> str:
     if not others:
         return ""
     named = ", ".join(f"'{name}'" for name in others[:3]) + ", ..." * (len(others) > 3)
-    return f"; {len(others)} more are off: {named}"
+    return f"; off too: {named}"
 
 
 def _p(value: float) -> str:
