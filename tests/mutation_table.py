@@ -16,6 +16,7 @@ class Mutation(NamedTuple):
     words: str = ""
 
 
+SIMULATED, CALIBRATION = "checks/simulated.py", "exact/test_calibration.py"
 MASKS, BASE, TYPES = "joint/masks.py", "objectives/base.py", "_types.py"
 SCALING, NOISE, ENCODERS = "statistical/test_scaling.py", "statistical/test_noise.py", "contracts/test_encoders.py"
 JACOBIAN = "return log_prob + jacobian"
@@ -435,5 +436,25 @@ MUTATIONS = (
         "np.concatenate(parts, axis=1)",
         "exact/test_whole_draws.py",
         "made_right",
+    ),
+    Mutation(
+        "strict ranks of discrete sites", SIMULATED, "uniform * (equal + 1)", "uniform", CALIBRATION, "broken_at_random"
+    ),
+    Mutation("coverage off by one", SIMULATED, "/ (draws.shape[0] + 1)", "/ draws.shape[0]", CALIBRATION, "nineteen"),
+    Mutation(
+        "true latents ranked at other globals",
+        SIMULATED,
+        "joint, (local, chosen, shared), context",
+        "joint, (local, chosen, guide.sample_shared(key)[0]), context",
+        CALIBRATION,
+        "exact_guides and groups",
+    ),
+    Mutation(
+        "padding ranked",
+        SIMULATED,
+        "own &= (jnp.arange(shape[axis]) < length)",
+        "own &= (jnp.arange(shape[axis]) >= 0)",
+        CALIBRATION,
+        "without_their_padding",
     ),
 )

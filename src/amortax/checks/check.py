@@ -17,6 +17,7 @@ from ..guide import Guide
 from ..importance import shared_draws, shared_weights, unit_numbers
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_error, k_limit, pareto_k
+from .calibration import calibrate
 from .options import Checks
 from .report import Report
 from .shift import Reference, shifts
@@ -52,9 +53,12 @@ def check(
         own = None if training is None else _judge_globals(joint, guide, training, own_key)
         numbers |= own or {}
         reasons += global_reasons(own)
+    found = calibrate(joint, guide, data, key=jax.random.fold_in(unit_key, 2), checks=checks)
+    numbers |= found.numbers
+    reasons += found.reasons
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
-    facts = {**about, "units checked": f"{len(data)}", **shift_fact(reference)}
-    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts)
+    facts = {**about, "units checked": f"{len(data)}", "calibration": found.about, **shift_fact(reference)}
+    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts, found.tables)
 
 
 def _judge_units(
