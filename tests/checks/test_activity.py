@@ -78,7 +78,7 @@ def test_ppca_has_as_many_active_directions_as_eigenvalues_above_the_noise(turne
     rotation = np.linalg.qr(rng.standard_normal((SIZE, SIZE)))[0] if turned else np.eye(SIZE)
     weight = ppca_weight([9.0, 6.0, 4.0, 0.8, 0.7, 0.6], math.sqrt(2.0), rotation)
     guide, gain, covariance = posterior_of(weight, math.sqrt(2.0))
-    (numbers, reasons, tables), x = look(weight, math.sqrt(2.0), guide)
+    (numbers, reasons, tables, _), x = look(weight, math.sqrt(2.0), guide)
     print(numbers, tables["latents"])
     assert numbers["active_directions"] == 3
     assert numbers["active_latents"] == (SIZE if turned else 3)
@@ -102,7 +102,7 @@ def test_a_latent_that_training_gave_up_on_is_a_collapse_and_one_without_use_is_
     lost_gain, lost_factor = gain.copy(), np.sqrt(np.diag(np.diag(covariance)))
     lost_gain[1], lost_factor[1, 1] = 0.0, 1.0  # q of the second latent is its prior, though the data speak of it
     lost = by_hand(lost_gain, lost_factor)
-    numbers, reasons, tables = look(weight, 0.7, lost)[0]
+    numbers, reasons, tables, _ = look(weight, 0.7, lost)[0]
     print(tables["latents"], reasons)
     assert list(tables["latents"]["verdict"]) == ["active", "gave up", "not needed"]
     assert [r.code for r in reasons] == ["collapse"]
@@ -117,7 +117,7 @@ def test_a_latent_that_training_gave_up_on_is_a_collapse_and_one_without_use_is_
 def test_without_refined_units_idle_latents_are_not_judged():
     weight = np.zeros((SIZE, 2))
     weight[:, 0] = 1.0
-    _, reasons, tables = look(weight, 0.7, posterior_of(weight, 0.7)[0], refined_units=0)[0]
+    _, reasons, tables, _ = look(weight, 0.7, posterior_of(weight, 0.7)[0], refined_units=0)[0]
     assert reasons == []
     assert list(tables["latents"]["verdict"]) == ["active", "not tested"]
 

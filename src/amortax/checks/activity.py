@@ -44,7 +44,14 @@ ACTIVE = 0.01  # variance in prior sd², and nats
 GAINED = 0.05  # nats that a refined q must stay away from the prior, and its bound must rise
 MOST_ROWS, MOST_DIRECTIONS = 100, 200  # elements of a site that have rows of their own; numbers of a unit
 
-Found = tuple[dict[str, float], list[Reason], Tables]
+
+class Activity(NamedTuple):
+    """What was found, and why nothing was, or empty."""
+
+    numbers: dict[str, float]
+    reasons: list[Reason]
+    tables: Tables
+    skipped: str = ""
 
 
 class Moments(NamedTuple):
@@ -57,10 +64,12 @@ class Moments(NamedTuple):
     divergence: Any  # (units, r) KL(q ‖ prior) of the whole unit, nats; NaN where discrete sites are summed
 
 
-def activity(joint: Joint, guide: Guide, data: Units, *, key: Array, refined_units: int) -> Found:
+def activity(joint: Joint, guide: Guide, data: Units, *, key: Array, refined_units: int) -> Activity:
     """Numbers, reasons, the table of latents; where some are idle `refined_units` of the units get a q of their own."""
     if guide.local is None:
-        return {}, [], {}
+        return Activity({}, [], {})
+    if "improper prior" in joint.structure.cannot_simulate:
+        return Activity({}, [], {}, joint.structure.cannot_simulate)
     data = data.take(np.unique(np.linspace(0, len(data) - 1, min(len(data), MOST_UNITS)).round().astype(int)))
     shared, _ = shared_draws(jax.random.fold_in(key, 0), guide, GLOBAL_DRAWS)
     each, structure = _moments(joint, guide, data, shared, jax.random.fold_in(key, 1))
@@ -82,7 +91,7 @@ def activity(joint: Joint, guide: Guide, data: Units, *, key: Array, refined_uni
         refined = refine_few(joint, guide, data, shared[0], each, jax.random.fold_in(key, 2), refined_units)
     table["verdict"] = verdicts(active, table["kl"], groups, refined)
     turned = None if refined is None or directions is None else turned_away(refined["mean"], directions)
-    return numbers, reasons(table, turned, refined), {"latents": table}
+    return Activity(numbers, reasons(table, turned, refined), {"latents": table})
 
 
 def _can_turn(units: int, size: int) -> bool:

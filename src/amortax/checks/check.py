@@ -17,6 +17,7 @@ from ..guide import Guide
 from ..importance import shared_draws, shared_prior, unit_bounds, unit_numbers
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_limit, pareto_k
+from .model_side import model_side
 from .options import Checks
 from .report import Report
 from .verdicts import LARGEST_ERROR, LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
@@ -50,9 +51,12 @@ def check(
         own = None if training is None else _judge_globals(joint, guide, training, own_key)
         numbers |= own or {}
         reasons += global_reasons(own)
+    beside = model_side(joint, guide, data, key=jax.random.fold_in(key, 2), checks=checks)
+    numbers, reasons = numbers | beside.numbers, reasons + beside.reasons
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
-    facts = {**about, "units checked": f"{len(data)}"}
-    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts)
+    facts = {**about, "units checked": f"{len(data)}", **beside.about}
+    units, plate = units | beside.columns, joint.structure.plate
+    return Report(verdict, tuple(reasons), units, numbers, plate, facts, beside.tables)
 
 
 def _judge_units(

@@ -43,8 +43,8 @@ def refine_few(
     parts = []
     for chunk in chunks(data.take(rows), joint.structure, JUDGED):
         at = np.asarray(chunk.index)
-        given = (jnp.asarray(x[at], jnp.float32) for x in place)
-        found = _refine(joint, guide, chunk.batch, chunk.index, shared, *given, jnp.asarray(own[at]), key)
+        center, scale = (jnp.asarray(x[at], jnp.float32) for x in place)
+        found = _refine(joint, guide, chunk.batch, chunk.index, shared, center, scale, jnp.asarray(own[at]), key)
         parts.append([np.asarray(x, np.float64)[: chunk.stop - chunk.start] for x in found])
     mean, log_sd, refined, amortized = (np.concatenate(x) for x in zip(*parts, strict=True))
     with np.errstate(invalid="ignore"):
