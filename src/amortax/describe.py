@@ -14,6 +14,7 @@ from ._recipe import Recipe
 from ._types import PyTree
 from .joint.assignments import choice_size
 from .joint.levels import levels_of
+from .unsuited import unheard
 
 SUMMED = "summed exactly"
 BELIEFS = "; beliefs of a step given the steps up to it, no posterior of a whole series"
@@ -58,6 +59,8 @@ def describe(plan: Any) -> str:
     if plan.free:
         encodes = f"free: {count} own parameters, no encoder; answers for these units only"
     console.print(encodes, highlight=False)
+    if plan.inputs.by_step and (gap := unheard(structure, plan.encoder)):
+        console.print(gap, highlight=False)
     if structure.params:
         console.print(f"learned by maximum likelihood: {', '.join(structure.params)}", highlight=False)
     if structure.cannot_simulate:

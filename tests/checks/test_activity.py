@@ -68,7 +68,9 @@ def look(weight, noise, guide, *, refined_units=8, seed=0):
     model = functools.partial(fixed_noise, weight=jnp.asarray(weight, jnp.float32), noise=noise)
     units = as_units({"x": x}, model, "unit")
     joint, _ = initialise(am.amortize(model, units, plate="unit"), to_batch(units), jax.random.key(0))
-    return activity(joint, guide, conform(units, joint), key=jax.random.key(seed), refined_units=refined_units), x
+    return activity(
+        joint, guide, conform(units, joint), key=jax.random.key(seed), most_units=500, refined_units=refined_units
+    ), x
 
 
 @pytest.mark.parametrize("turned", [False, True])

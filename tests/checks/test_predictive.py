@@ -11,7 +11,7 @@ from amortax.checks.predictive import judge, nominal_share, p_values, reasons, s
 from amortax.checks.statistics import following, largest, mean, smallest, spread, zeros
 
 UNITS, ELEMENTS, NOISE = 150, 8, 0.5
-SILENT = {"num_samples": 100, "simulated_units": 0, "gap_units": 0}
+SILENT = {"num_samples": 100, "simulated_units": 0, "gap_units": 0, "latent_units": 0}
 
 
 def counts(y):

@@ -38,7 +38,6 @@ from ..joint.structure import Structure
 from .collapse import refine_few
 from .report import Reason, Tables
 
-MOST_UNITS = 500  # looked at, evenly spaced
 GLOBAL_DRAWS, DRAWS, PRIOR_DRAWS = 4, 256, 512  # of q(v); per draw of these, of q and of the prior of each unit
 ACTIVE = 0.01  # variance in prior sd², and nats
 GAINED = 0.05  # nats that a refined q must stay away from the prior, and its bound must rise
@@ -64,13 +63,16 @@ class Moments(NamedTuple):
     divergence: Any  # (units, r) KL(q ‖ prior) of the whole unit, nats; NaN where discrete sites are summed
 
 
-def activity(joint: Joint, guide: Guide, data: Units, *, key: Array, refined_units: int) -> Activity:
-    """Numbers, reasons, the table of latents; where some are idle `refined_units` of the units get a q of their own."""
-    if guide.local is None:
+def activity(joint: Joint, guide: Guide, data: Units, *, key: Array, most_units: int, refined_units: int) -> Activity:
+    """Numbers, reasons, the table of latents, of at most `most_units` units, evenly spaced.
+
+    Where some latents are idle, `refined_units` of the units get a q of their own.
+    """
+    if guide.local is None or not most_units:
         return Activity({}, [], {})
     if "improper prior" in joint.structure.cannot_simulate:
         return Activity({}, [], {}, joint.structure.cannot_simulate)
-    data = data.take(np.unique(np.linspace(0, len(data) - 1, min(len(data), MOST_UNITS)).round().astype(int)))
+    data = data.take(np.unique(np.linspace(0, len(data) - 1, min(len(data), most_units)).round().astype(int)))
     shared, _ = shared_draws(jax.random.fold_in(key, 0), guide, GLOBAL_DRAWS)
     each, structure = _moments(joint, guide, data, shared, jax.random.fold_in(key, 1))
     seen = whitened(each)

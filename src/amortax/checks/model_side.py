@@ -31,9 +31,10 @@ class ModelSide(NamedTuple):
 def model_side(joint: Joint, guide: Guide, data: Units, *, key: Array, checks: Checks) -> ModelSide:
     """All of it, of the checked units."""
     keys = jax.random.split(key, 3)
-    used = activity(joint, guide, data, key=keys[0], refined_units=checks.gap_units)
+    most, few = checks.latent_units, checks.gap_units
+    used = activity(joint, guide, data, key=keys[0], most_units=most, refined_units=few)
     drawn = predictive(joint, guide, data, key=keys[1], draws=checks.predictive_draws, statistics=checks.statistics)
-    warned, note = switching(joint, guide, data, key=keys[2])
+    warned, note = switching(joint, guide, data, key=keys[2]) if most else ([], "")
     about = {"predictive checks": f"not done: {drawn.skipped}"} if drawn.skipped else {}
     about |= {"components": note} if note else {}
     return ModelSide(
