@@ -62,10 +62,12 @@ def _source(structure: Structure, place: tuple[Site, int], density: Density, giv
     before = own(units, free)
     moved = ((name, own(units, other)) for name, other in _other_latents(structure, free, index))
     if found := [f"'{name}'" for name, after in moved if not np.array_equal(before, after, equal_nan=True)]:
+        which = f"It depends on latent {' and '.join(found)} of other units of plate '{structure.plate}'"
+        if site.role == "deterministic":
+            return f"{which}: leave it out, and compute it from the draws; where a likelihood hangs on it, {SERIES}"
         return (
-            f"It depends on latent {' and '.join(found)} of other units of plate '{structure.plate}'. So the "
-            f"posterior of a unit's {found[0]} needs the data of others, and no encoder of its own data can give it, "
-            f"whatever its width; {SERIES}"
+            f"{which}. So the posterior of a unit's {found[0]} needs the data of others, and no encoder of its own "
+            f"data can give it, whatever its width; {SERIES}"
         )
     swapped = ((name, own(other, free)) for name, other in _other_data(units, index))
     if found := [f"data['{name}']" for name, after in swapped if not np.array_equal(before, after, equal_nan=True)]:
