@@ -74,7 +74,7 @@ class Spread:
         return "\n".join(lines)
 
 
-def spread(posteriors: Sequence[Posterior], data: Any, *, key: Array, num_samples: int = 1000) -> Spread:
+def spread(posteriors: Sequence[Any], data: Any, *, key: Array, num_samples: int = 1000) -> Spread:
     """Prints and returns how far the answers of several fits of one model lie apart on `data`.
 
     **Arguments**: `posteriors` two or more of one model, fitted with different keys; `data` units that all can answer
@@ -116,7 +116,7 @@ def _moments(
     drawn = posterior.sample(units, num_samples=num_samples, key=key)
     latents = [site.name for site in structure.of("global", "local") if site.name in drawn]
     values = {name: np.asarray(drawn[name], np.float64) for name in latents}
-    return {name: (x.mean(axis=0), x.var(axis=0, ddof=1)) for name, x in values.items()}
+    return {name: (np.asarray(x.mean(axis=0)), np.asarray(x.var(axis=0, ddof=1))) for name, x in values.items()}
 
 
 def _row(name: str, found: Sequence[dict]) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def test_equal_posteriors_have_no_spread(fits, capsys):
     posterior, data = fits
     found = am.spread([posterior, posterior, posterior], data, key=jax.random.key(1), num_samples=200)
     assert list(found.sites["site"]) == ["level", "z"]
-    assert np.all(found.sites["spread"] == 0)
-    assert np.all(found.sites["sd_ratio"] == 1)
-    assert found.elbo_spread == 0
+    assert np.all(found.sites["spread"] < 1e-9)
+    np.testing.assert_allclose(found.sites["sd_ratio"], 1, rtol=1e-9)
+    assert found.elbo_spread < 1e-9
     assert found.apart == ()
     assert "WARN" not in capsys.readouterr().out
 
