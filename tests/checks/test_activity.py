@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import amortax as am
-from amortax.checks.activity import GLOBAL_DRAWS, PRIOR_DRAWS, activity, verdicts
+from amortax.checks.activity import ACTIVE, GLOBAL_DRAWS, PRIOR_DRAWS, activity, cross_covariance, verdicts
 from amortax.guide import Guide
 from amortax.intake import as_units, conform, to_batch
 from amortax.train.initialise import initialise
@@ -127,3 +127,36 @@ def test_without_refined_units_idle_latents_are_not_judged():
 def test_a_latent_whose_refined_q_has_no_better_bound_is_undecided():
     refined = {"kl": np.full((4, 1), 1.0), "gain": 0.1, "gain_se": 0.1}
     assert list(verdicts(np.array([False]), np.zeros(1), [np.array([0])], refined)) == ["undecided"]
+
+
+def test_directions_without_noise_of_their_draws():
+    """Of means that are all equal but for Monte Carlo, whose variance 0.1 is ten times the limit, none is active."""
+    rng = np.random.default_rng(0)
+    halves = math.sqrt(0.1) * rng.standard_normal((20_000, 1, 2, 3))
+    assert np.abs(np.linalg.eigvalsh(cross_covariance(halves))).max() < ACTIVE / 2
+
+
+def bimodal(x):
+    with numpyro.plate("unit", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("x", dist.Normal(z**2, 0.2), obs=x)
+
+
+def test_a_q_at_the_prior_by_symmetry_is_left_by_units_of_their_own():
+    """At z = 0 the bound has a saddle: x tells |z| alone, and a q that starts there would stay."""
+    x = np.random.default_rng(0).uniform(2.0, 4.0, 60).astype(np.float32)
+    units = as_units({"x": x}, bimodal, "unit")
+    joint, _ = initialise(am.amortize(bimodal, units, plate="unit"), to_batch(units), jax.random.key(0))
+    data = conform(units, joint)
+    guide = ByHandAtPrior(None, True, None, None, None, jnp.zeros((1, 1)), jnp.eye(1))
+    _, reasons, tables, _ = activity(joint, guide, data, key=jax.random.key(1), most_units=60, refined_units=8)
+    print(tables["latents"], reasons)
+    assert list(tables["latents"]["verdict"]) == ["gave up"]
+    assert [r.code for r in reasons] == ["collapse"]
+
+
+class ByHandAtPrior(ByHand):
+    """The same for one number a unit, of data that are one number."""
+
+    def encode(self, batch):
+        return (0.0 * batch.arrays["x"][:, None],)
