@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +128,36 @@ def test_without_refined_units_idle_latents_are_not_judged():
 def test_a_latent_whose_refined_q_has_no_better_bound_is_undecided():
     refined = {"kl": np.full((4, 1), 1.0), "gain": 0.1, "gain_se": 0.1}
     assert list(verdicts(np.array([False]), np.zeros(1), [np.array([0])], refined)) == ["undecided"]
+
+
+def nested(y):
+    with numpyro.plate("school", y.shape[0], dim=-2):
+        a = numpyro.sample("a", dist.Normal(0, 1))
+        with numpyro.plate("pupil", y.shape[1], dim=-1):
+            b = numpyro.sample("b", dist.Normal(a, 1))
+            numpyro.sample("y", dist.Normal(b, 0.5), obs=y)
+
+
+def test_padding_is_in_no_latent():
+    """Schools of other sizes: before training q of every pupil is the one Newton step of the model, which is exact."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 7, 80)
+    y = [(rng.standard_normal() + math.hypot(1, 0.5) * rng.standard_normal(n)).astype(np.float32) for n in sizes]
+    units = as_units({"y": y}, nested, "school")
+    joint, guide = initialise(am.amortize(nested, units, plate="school"), to_batch(units), jax.random.key(0))
+    still = jax.tree.map(lambda x: 0 * x if eqx.is_inexact_array(x) else x, guide.local.family)
+    guide = eqx.tree_at(lambda g: g.local.family, guide, still)
+    found = activity(joint, guide, conform(units, joint), key=jax.random.key(1), most_units=80, refined_units=0)
+    kl = []
+    for x in y:
+        precision = np.eye(len(x)) / 0.25 + np.linalg.inv(np.eye(len(x)) + 1.0)
+        covariance = np.linalg.inv(precision)
+        ratio, mean = np.diag(covariance) / 2, covariance @ x / 0.25 / math.sqrt(2)
+        kl += list(0.5 * (mean**2 + ratio - 1 - np.log(ratio)))
+    table = found.tables["latents"]
+    print(table, np.mean(kl))
+    assert list(table["latent"]) == ["a", "b"]
+    assert abs(table["kl"][1] / np.mean(kl) - 1) < 5 * math.sqrt(2 / (GLOBAL_DRAWS * PRIOR_DRAWS))
 
 
 def test_directions_without_noise_of_their_draws():

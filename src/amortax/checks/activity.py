@@ -25,7 +25,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._types import Batch
 from ..chunks import chunks
@@ -35,6 +35,7 @@ from ..importance import shared_draws
 from ..joint.draws import prior_locals
 from ..joint.joint import Joint
 from ..joint.structure import Structure
+from ..joint.tree import tree_of
 from .collapse import refine_few
 from .report import Reason, Tables
 
@@ -116,6 +117,7 @@ def _chunk_moments(joint: Joint, guide: Guide, batch: Batch, index: Array, share
 
     def one(index: Array, context: Any, unit: Batch) -> Moments:
         size = structure.at(unit).size("local")
+        own = own_numbers(structure.at(unit), unit)
 
         def draw(key: Array, v: Array) -> tuple[Array, Array]:
             local, log_q = guide.sample_local(key, context, v, unit, joint)
@@ -126,13 +128,22 @@ def _chunk_moments(joint: Joint, guide: Guide, batch: Batch, index: Array, share
             draws, divergence = jax.vmap(draw, in_axes=(0, None))(jax.random.split(key, DRAWS), v)
             prior = jax.vmap(lambda k: prior_locals(joint, k, v, unit))(prior_keys)
             halves = jnp.mean(draws.reshape(2, DRAWS // 2, size), axis=1)
-            q_variance, prior_variance = jnp.var(draws, axis=0, ddof=1), jnp.var(prior, axis=0, ddof=1)
-            return Moments(halves, q_variance, jnp.mean(prior, axis=0), prior_variance, jnp.mean(divergence))
+            variance, prior_variance = jnp.var(draws, axis=0, ddof=1), jnp.var(prior, axis=0, ddof=1)
+            variance = jnp.where(own, variance, 0.0)
+            return Moments(halves, variance, jnp.mean(prior, axis=0), prior_variance, jnp.mean(divergence))
 
         unit_key = jax.random.fold_in(jax.random.fold_in(key, 0), index)
         return jax.vmap(given)(jax.random.split(unit_key, shared.shape[0]), prior_keys, shared)
 
     return jax.vmap(one)(index, contexts, batch)
+
+
+def own_numbers(structure: Structure, unit: Batch) -> Bool[Array, " d"]:
+    """Which numbers are of the unit's own elements, and not of padding."""
+    if not structure.stretches:
+        return jnp.ones(structure.size("local"), bool)
+    tree = tree_of(structure)
+    return tree.join([mask[..., None] for mask in tree.masks(structure, unit)])
 
 
 def whitened(each: Moments) -> dict[str, np.ndarray]:
