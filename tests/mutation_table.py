@@ -437,14 +437,6 @@ MUTATIONS = (
         "eigenvalues_above_the_noise",
     ),
     Mutation(
-        "a refined q that starts on the saddle",
-        "checks/collapse.py",
-        "start = 0.5 * jax.random",
-        "start = 0.0 * jax.random",
-        "checks/test_activity.py",
-        "by_symmetry",
-    ),
-    Mutation(
         "ties of replications counted whole",
         "checks/predictive.py",
         "0.5 * np.sum(near & valid, axis=0)",

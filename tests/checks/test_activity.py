@@ -173,8 +173,8 @@ def bimodal(x):
         numpyro.sample("x", dist.Normal(z**2, 0.2), obs=x)
 
 
-def test_a_q_at_the_prior_by_symmetry_is_left_by_units_of_their_own():
-    """At z = 0 the bound has a saddle: x tells |z| alone, and a q that starts there would stay."""
+def test_a_q_at_the_prior_of_two_modes_is_left_by_units_of_their_own():
+    """x tells |z| alone: a unit's own q takes one of the modes."""
     x = np.random.default_rng(0).uniform(2.0, 4.0, 60).astype(np.float32)
     units = as_units({"x": x}, bimodal, "unit")
     joint, _ = initialise(am.amortize(bimodal, units, plate="unit"), to_batch(units), jax.random.key(0))
