@@ -203,12 +203,11 @@ def _placed(joint: Joint, key: Array, local: Array, shared: Array, batch: Batch,
     """Per-unit sites (unit, sample, ...) at locals (unit, sample, d)."""
 
     def one(index: Array, local: Array, unit: Batch) -> dict[str, Array]:
-        def at(draw: Array, local: Array, shared: Array) -> dict[str, Array]:
-            draw_key = jax.random.fold_in(jax.random.fold_in(key, index), draw)
-            values = _constrained(joint, draw_key, local, shared, unit, None)
+        def at(key: Array, local: Array, shared: Array) -> dict[str, Array]:
+            values = _constrained(joint, key, local, shared, unit, None)
             return {s.name: values[s.name] for s in joint.structure.sites if s.per_unit and s.name in values}
 
-        return jax.vmap(at)(jnp.arange(local.shape[0]), local, shared)
+        return jax.vmap(at)(jax.random.split(jax.random.fold_in(key, index), local.shape[0]), local, shared)
 
     return jax.vmap(one)(index, local, batch)
 

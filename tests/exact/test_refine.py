@@ -1,7 +1,6 @@
 """Are units repaired to their exact posterior, each by the rung that it needs, and none made worse?"""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp

@@ -18,6 +18,7 @@ from ..importance import shared_draws, shared_weights, unit_numbers
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_error, k_limit, pareto_k
 from .calibration import calibrate
+from .model_side import model_side
 from .options import Checks
 from .report import Report
 from .shift import Reference, shifts
@@ -54,11 +55,13 @@ def check(
         numbers |= own or {}
         reasons += global_reasons(own)
     found = calibrate(joint, guide, data, key=jax.random.fold_in(unit_key, 2), checks=checks)
-    numbers |= found.numbers
-    reasons += found.reasons
+    beside = model_side(joint, guide, data, key=jax.random.fold_in(key, 2), checks=checks)
+    numbers |= found.numbers | beside.numbers
+    reasons += found.reasons + beside.reasons
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
-    facts = {**about, "units checked": f"{len(data)}", "calibration": found.about, **shift_fact(reference)}
-    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts, found.tables)
+    facts = {"units checked": f"{len(data)}", "calibration": found.about, **shift_fact(reference), **beside.about}
+    units, plate, tables = units | beside.columns, joint.structure.plate, found.tables | beside.tables
+    return Report(verdict, tuple(reasons), units, numbers, plate, about | facts, tables)
 
 
 def _judge_units(

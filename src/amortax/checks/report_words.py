@@ -82,6 +82,33 @@ NUMBERS = {
         "Between the share of true latents in an interval, central or one-sided, and what the guide says of it. Chance "
         "alone gives about 0.03 with 2,000 units.",
     ),
+    "kl_per_unit": (
+        "KL of q from the prior, per unit",
+        "nats",
+        "How much a unit's data move q of its latents away from their prior, in the mean over units.",
+    ),
+    "latents": ("Latents of a unit", "", "Elements of an inner plate count as one, as do those of a site of over 100."),
+    "active_latents": (
+        "Active latents",
+        "",
+        "Those whose posterior means vary over units by more than 0.01 prior variances, or whose KL from the prior is "
+        "over 0.01 nats. Idle ones are no failure where a unit's own q leaves them idle too (table of latents); with a "
+        "learned decoder that is said given this decoder.",
+    ),
+    "active_directions": (
+        "Active directions",
+        "",
+        "The same for directions, whatever the rotation of the latents: eigenvalues of the covariance of posterior "
+        "means over units, on the prior's scale, above 0.01.",
+    ),
+    "predictive_units": ("Predictive checks: units", "", "Units whose responses were drawn again."),
+    "predictive_draws": ("Predictive checks: draws", "draws", "Replications of each of them, from draws of q."),
+    "predictive_extreme": (
+        "Predictive checks: extreme units",
+        "share",
+        "The largest share, over statistics, of units whose statistic lies outside 95% of its replications. A right "
+        "model has about 5% or fewer, since q has seen the same data: the check is conservative.",
+    ),
     "k_limit": ("Limit of Pareto k", "", "min(1 - 1/log10(S), 0.7) for S draws (Vehtari et al., 2024)."),
     "num_samples": ("Draws per unit", "draws", "Draws of a unit's latents for each draw of the shared latents."),
     "num_globals_draws": (
@@ -124,6 +151,11 @@ COLUMNS = {
         "outside",
         "The argument with a category that no training unit had, or whose numbers leave the range of training.",
     ),
+    "predictive_p": (
+        "predictive p",
+        "Of the statistic in which the unit's data are least like their replications, the two-sided p-value: one of "
+        "several, and so small by chance in some units.",
+    ),
     "log_evidence": ("log evidence [nats]", "Estimate of log p(data of the unit) from the weights."),
 }
 
@@ -138,7 +170,8 @@ BLIND = (
     "Where nothing is stored of the training units (fewer than 20, no encoder), shift is not checked.",
     "Calibration simulates units from the model at draws of the globals. It sees a guide that is too wide, too narrow, "
     "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world.",
-    "Not in this report yet: posterior predictive checks. Nothing here says that the model describes the data.",
+    "Posterior-predictive checks compare the model with the data, in the statistics that were given and no others. "
+    "They use q's draws, so that a bad q shows in them too, and are blind to what a unit's latents can absorb.",
 )
 
 

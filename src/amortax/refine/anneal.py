@@ -159,30 +159,16 @@ def moved(
     moves: int,
 ) -> Moved:
     """All chains after `moves` moves of HMC; a unit's step follows the acceptance of all its chains."""
-    from blackjax.mcmc import hmc
-
-    kernel, count = hmc.build_kernel(), chains.local.shape[1]
-    pooled = target.joint.shared_size == 0
+    count, pooled = chains.local.shape[1], target.joint.shared_size == 0
+    axis = None if pooled else 0
 
     def one(index: Array, own: AbstractOwn, unit: Batch, chains: Moved) -> Moved:
         given = own.given(shared[0], unit, target) if pooled else jax.vmap(lambda v: own.given(v, unit, target))(shared)
-        axis = None if pooled else 0
-
-        def chain(key: Array, free: Array, given: Given, step: Any) -> tuple[Any, Any]:
-            step_key, key = jax.random.split(key)
-            step = step * jax.random.uniform(step_key, minval=0.6, maxval=1.2)
-
-            def density(free: Array) -> Array:
-                value = target.log_prob(own.chart(given).place(free), given.shared, unit)
-                return jnp.where(jnp.isnan(value), -jnp.inf, value)
-
-            state = hmc.init(free, density)
-            after, info = kernel(key, state, density, step, jnp.ones(free.shape[0]), LEAPFROGS)
-            return after.position, info.acceptance_rate
+        move = jax.vmap(_move, in_axes=(0, 0, None, None, axis, None, None))
 
         def go(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
             free, step = carry
-            free, rate = jax.vmap(chain, in_axes=(0, 0, axis, None))(jax.random.split(key, count), free, given, step)
+            free, rate = move(jax.random.split(key, count), free, step, own, given, unit, target)
             mean = jnp.mean(jnp.where(jnp.isnan(rate), 0.0, rate))
             return (free, step * jnp.exp(jnp.clip(mean - WANTED, -0.5, 0.1))), mean
 
@@ -191,6 +177,23 @@ def moved(
         return Moved(free, step, jnp.mean(rate[moves // 2 :]))
 
     return jax.vmap(one)(index, own, batch, chains)
+
+
+def _move(
+    key: Array, free: Array, step: Any, own: AbstractOwn, given: Given, unit: Batch, target: Target
+) -> tuple[Any, Any]:
+    """(position, acceptance) of one chain after one trajectory, with a jittered step."""
+    from blackjax.mcmc import hmc
+
+    def density(free: Array) -> Array:
+        value = target.log_prob(own.chart(given).place(free), given.shared, unit)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+    step_key, key = jax.random.split(key)
+    step = step * jax.random.uniform(step_key, minval=0.6, maxval=1.2)
+    state = hmc.init(free, density)
+    after, info = hmc.build_kernel()(key, state, density, step, jnp.ones(free.shape[0]), LEAPFROGS)
+    return after.position, info.acceptance_rate
 
 
 @eqx.filter_jit
