@@ -32,9 +32,7 @@ def judged(count, num_draws):
         report = posterior.check(part, key=jax.random.key(1), checks=checks)
         seconds = time.perf_counter() - start
         size = len(part["x"])
-        print(
-            f"  {label:10} {size:8,} units x {num_draws:,} draws: {seconds:7.2f} s, {60 * size / seconds:12,.0f} a minute"
-        )
+        print(f"  {label:10} {size:8,} units x {num_draws:,}: {seconds:7.2f} s, {60 * size / seconds:12,.0f} a minute")
     print(f"  {report.headline()}")
 
 
@@ -51,9 +49,8 @@ def beside_arviz(count, num_draws):
     middle = time.perf_counter()
     theirs = np.asarray(psislw(weights.astype(np.float64))[1])
     end = time.perf_counter()
-    print(
-        f"  k-hat of {count:,} units: {1e6 * (middle - start) / count:.1f} µs each, ArviZ {1e6 * (end - middle) / count:.0f}"
-    )
+    each, other = (1e6 * seconds / count for seconds in (middle - start, end - middle))
+    print(f"  k-hat of {count:,} units: {each:.1f} µs each, ArviZ {other:.0f}")
     print(f"  largest difference {np.abs(ours - theirs).max():.1e}, k from {theirs.min():.2f} to {theirs.max():.2f}")
 
 
