@@ -38,7 +38,7 @@ LARGEST, SURE = 0.1, 3.0  # nats per unit, and standard errors above zero, from 
 GAPS = {
     "approximation": (
         "the family can't hold the posterior of a unit",
-        "a richer family, am.full() for am.diagonal(), am.coupling(4) for am.full(); or posterior.refine(data, key=key)",
+        "a richer family (am.full() for am.diagonal(), am.coupling(4) for am.full()), or posterior.refine",
     ),
     "amortization": (
         "the encoder finds a worse q than the family has",
