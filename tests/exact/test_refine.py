@@ -154,7 +154,7 @@ def test_a_learned_choice_is_summed_and_drawn_again():
     )
     x = np.array([0.0, 0.3, -30.0], np.float32)
     refined = posterior.refine({"x": x}, key=jax.random.key(1), num_samples=DRAWS)
-    second = 1.0 / (1.0 + np.exp(-4.0 * x / 1.25))  # probability of the second kind
+    second = 0.5 + 0.5 * np.tanh(2.0 * x / 1.25)  # probability of the second kind
     means = np.stack([(-2 + 4 * x) / 5, (2 + 4 * x) / 5])
     mean = (1 - second) * means[0] + second * means[1]
     sd = np.sqrt(0.2 + second * (1 - second) * 0.8**2)
