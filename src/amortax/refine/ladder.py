@@ -144,7 +144,7 @@ class Ladder:
     def _finish(self, group: Group, rung: str) -> None:
         """Draws of units from q, from q reweighted, or from samplers, as their numbers ask for."""
         self.rung[group.units] = rung
-        good = mended(group.stands, exact=self.exact)
+        good = mended(group.stands, exact=self.exact or rung == "own")  # once in repair, the next rung costs little
         weighed = ~good & settled(group.stands)
         self.verdict[group.units[good]] = "PASS"
         if rung == "own" and np.any(~weighed):
