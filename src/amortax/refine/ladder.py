@@ -224,7 +224,8 @@ class Ladder:
         target, shared = self.target, self.shared
 
         def complete(key: Array, batch: Any, index: Array, *rows: Any) -> Array:
-            return anneal.completed(key, target, shared, batch, index, what(key, batch, index, *rows))
+            draw_key, choice_key = jax.random.split(key)
+            return anneal.completed(choice_key, target, shared, batch, index, what(draw_key, batch, index, *rows))
 
         found = self._over(name, group.units, draws, complete, group.own, *rows)
         done = group.units[: 0 if found is None else len(found)]
