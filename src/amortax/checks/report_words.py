@@ -119,7 +119,8 @@ BLIND = (
     "have a good Pareto k.",
     "The ELBO is a bound on one number, the evidence. A good bound does not say that intervals cover.",
     "Calibration simulates units from the model at draws of the globals. It sees a guide that is too wide, too narrow, "
-    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world.",
+    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world. Where the "
+    "model simulates units unlike the real ones, it may find faults that the real ones don't meet.",
     "Not in this report yet: the shift of these units from the training units, and posterior predictive checks. "
     "Nothing here says that the data resemble the training data, or that the model describes them.",
 )
