@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import time
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -156,8 +157,9 @@ class SameKey(AbstractObjective):
 
     inner: AbstractObjective
 
-    needs_all_units = False
-    trains_all = True
+    needs_all_units: ClassVar[bool] = False
+    trains_all: ClassVar[bool] = True
+    teaches_labels: ClassVar[bool] = False
 
     def check(self, structure):
         """As the objective does."""
