@@ -431,7 +431,7 @@ MUTATIONS = (
         "joint, (local, chosen, shared), context",
         "joint, (local, chosen, guide.sample_shared(key)[0]), context",
         CALIBRATION,
-        "exact_guides and groups",
+        "exact_guides_raise_nothing",
     ),
     Mutation(
         "padding ranked",
