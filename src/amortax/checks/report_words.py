@@ -185,7 +185,8 @@ BLIND = (
     "inside their limits may still be answered badly. Up to 1% of units like the training units are flagged by design. "
     "Where nothing is stored of the training units (fewer than 20, no encoder), shift is not checked.",
     "Calibration simulates units from the model at draws of the globals. It sees a guide that is too wide, too narrow, "
-    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world.",
+    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world. Where the "
+    "model simulates units unlike the real ones, it may find faults that the real ones don't meet.",
     "Posterior-predictive checks compare the model with the data, in the statistics that were given and no others. "
     "They use q's draws, so that a bad q shows in them too, and are blind to what a unit's latents can absorb.",
 )
