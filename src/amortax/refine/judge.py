@@ -14,9 +14,10 @@ from .target import Target
 
 
 class Judged(eqx.Module):
-    """Of every unit: numbers (units, R), the best draw, and quantiles of all draws."""
+    """Of every unit: numbers (units, R) of the defended q and of q itself, the best draw, quantiles of all draws."""
 
     numbers: UnitNumbers
+    own: UnitNumbers
     best: Float[Array, "units d"]
     quantiles: Float[Array, "units 3 d"]  # 16, 50 and 84%
 
@@ -27,7 +28,7 @@ def judged(
 ) -> Judged:
     """Judges q of every unit by `count` draws at each draw of the globals.
 
-    Its bound is by its own draws; k-hat, effective size and evidence are those of the defended q, which see more.
+    q's own draws say precisely how far its bound is from the evidence; those of the defended q, what q never draws.
     """
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> tuple:
@@ -43,17 +44,16 @@ def judged(
 
             keys = jax.random.split(key, count)
             local, log_p, weight = jax.vmap(lambda k: draw(own, k))(keys)
-            numbers = summarise(weight)
-            if guarded is not own:
-                wide = summarise(jax.vmap(lambda k: draw(guarded, k))(keys)[2])
-                numbers = (*wide[:3], numbers[3], wide[4], numbers[5], wide[6])
-            return numbers, local, log_p
+            own_numbers = summarise(weight)
+            if guarded is own:
+                return own_numbers, own_numbers, local, log_p
+            return summarise(jax.vmap(lambda k: draw(guarded, k))(keys)[2]), own_numbers, local, log_p
 
         keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
-        numbers, local, log_p = jax.vmap(given_one)(keys, shared)
+        numbers, own_numbers, local, log_p = jax.vmap(given_one)(keys, shared)
         local, log_p = local.reshape(-1, local.shape[-1]), jnp.ravel(log_p)
         best = local[jnp.argmax(jnp.where(jnp.isnan(log_p), -jnp.inf, log_p))]
-        return numbers, best, jnp.quantile(local, jnp.array([0.16, 0.5, 0.84]), axis=0)
+        return numbers, own_numbers, best, jnp.quantile(local, jnp.array([0.16, 0.5, 0.84]), axis=0)
 
-    numbers, best, quantiles = jax.vmap(one)(index, own, batch)
-    return Judged(UnitNumbers(*numbers), best, quantiles)
+    numbers, own_numbers, best, quantiles = jax.vmap(one)(index, own, batch)
+    return Judged(UnitNumbers(*numbers), UnitNumbers(*own_numbers), best, quantiles)

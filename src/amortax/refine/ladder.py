@@ -118,7 +118,7 @@ class Ladder:
             return None
         q, judgement = found
         q = _located(q, judgement) if isinstance(q, OwnContext) else q
-        stands = standing(judgement.numbers, DRAWS)
+        stands = standing(judgement.numbers, judgement.own, DRAWS)
         return Group(units[: len(stands.k)], q, judgement, stands)
 
     def _own_parameters(self, group: Group) -> Group | None:
