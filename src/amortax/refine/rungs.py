@@ -9,6 +9,7 @@ import numpy as np
 from .._types import AnyArray
 from ..importance import UnitNumbers
 from ..psis import k_limit
+from .judge import OwnNumbers
 
 LARGEST_GAP = 0.05  # nats from the bound to the evidence, up to which q is left as it is
 EXACT_GAP = 0.005  # the same, where exact answers are asked for
@@ -31,7 +32,7 @@ class Standing(NamedTuple):
     gap: np.ndarray
 
 
-def standing(numbers: UnitNumbers, own: UnitNumbers, count: int) -> Standing:
+def standing(numbers: UnitNumbers, own: OwnNumbers, count: int) -> Standing:
     """What (units, R) numbers of `count` draws each, of the defended q and of q's `own`, say for the decisions below.
 
     The gap is what q's own draws say, or more where those of the defended q surely show more.
@@ -48,7 +49,7 @@ def standing(numbers: UnitNumbers, own: UnitNumbers, count: int) -> Standing:
             limit=np.full(len(elbo), k_limit(count)),
             kept=np.median(kept, axis=1),
             elbo=elbo.mean(axis=1),
-            error=np.sqrt(np.mean(np.asarray(own.elbo_variance, np.float64), axis=1) / elbo.shape[1]),
+            error=np.sqrt(np.mean(np.asarray(own.variance, np.float64), axis=1) / elbo.shape[1]),
             gap=np.where(np.isnan(wide), np.inf, np.fmax(near, wide - 3.0 * noise)),
         )
 
