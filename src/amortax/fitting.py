@@ -120,7 +120,8 @@ def _checked_objective(
     structure = plan.structure
     if latents is not None:
         structure = dataclasses.replace(structure, cannot_simulate="")  # it was, somewhere else
-    check_objective(objective or ELBO(), structure, trained=trained)
+    default = ELBO() if latents is None else ForwardKL()
+    check_objective(objective or default, structure, trained=trained)
     return objective
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 
 from . import answer
-from ._errors import ArtifactError, DataError, GuideError, check_entries
-from ._types import PyTree, Terms, check_key, whole_number
-from .artifact import read_artifact, write_artifact
+from ._errors import ArtifactError, DataError, GuideError, ModelError
+from ._types import Terms, check_key, whole_number
+from .artifact import write_artifact
 from .data import TableSchema, Units
 from .elsewhere import place_of
 from .evidence import evidence
@@ -24,11 +24,13 @@ from .filter import Filter, filter_of
 from .guide import Guide
 from .intake import conform
 from .interop import to_dataset, values_of
+from .joint.densities import check_densities
 from .joint.joint import Joint
-from .joint.reread import matching_params
+from .joint.reread import reread
 from .joint.whole import program_of
 from .own import with_rows
 from .plan import Plan
+from .stored import content_of, filled, named_arrays, read_posterior
 from .train.record import Record
 
 if TYPE_CHECKING:
@@ -170,12 +172,8 @@ class Posterior(eqx.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file: everything but the model, checked by SHA-256 when it is read again."""
-        content = {
-            "plan": self.plan.to_json(),
-            "record": self.record.to_json(),
-            "schema": None if self.schema is None else self.schema.to_json(),
-        }
-        write_artifact(path, content, dict(_named(_arrays(self.joint, self.guide))))
+        content = content_of(self.plan, self.record, self.schema, self.joint)
+        write_artifact(path, content, named_arrays(self.joint, self.guide))
 
     def answerable(self, data: Any) -> Units:
         """`data` as checked units that this posterior can answer for, or a `DataError` that says why it can't."""
@@ -197,7 +195,16 @@ class Posterior(eqx.Module):
         return None
 
     def refuse_beliefs(self, verb: str) -> None:
-        """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps."""
+        """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps.
+
+        And `ModelError` where the model has no density by which to judge q, nor a sampler to predict with.
+        """
+        if why := self._structure.no_density:
+            raise ModelError(
+                f"{verb}: of model '{self._structure.model}' {why}, so that its answers can't be judged by weights or "
+                "predicted; simulate pairs that were not trained on, and compare sample() of their data with the "
+                "latents that made them"
+            )
         if self.plan.filters:
             raise GuideError(
                 f"{verb}: am.filtering() has beliefs of single steps given the steps up to them, and no posterior of a "
@@ -221,69 +228,20 @@ class Posterior(eqx.Module):
         }
 
 
-def read_posterior(
-    path: str | os.PathLike[str], model: Callable
-) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray]]:
-    """What `save` wrote: plan, record, schema and named arrays; `model` is put into the plan and not run.
-
-    **Raises** `ArtifactError` naming the file, if any bit or entry of it is wrong.
-    """
-    content, arrays = read_artifact(path)
-    try:
-        check_entries("posterior", content, ("plan", "record", "schema"))
-        plan, record = Plan.from_json(content["plan"], model), Record.from_json(content["record"])
-        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
-    except ArtifactError as error:
-        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ArtifactError(
-            f"{os.fspath(path)}: the description of the posterior can't be read: {reason}; another version wrote it"
-        ) from error
-    return plan, record, schema, arrays
-
-
 def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     """Reads a saved posterior; `model` is the function it was trained with.
 
-    **Raises** `ArtifactError` if any bit of the file is wrong, or if `model` has other sites, supports or shapes.
+    **Raises** `ArtifactError` if any bit of the file is wrong, or if `model` has other sites, supports, shapes or, at
+    numbers that are always the same, other log densities (other priors or constants).
     """
-    plan, record, schema, arrays = read_posterior(path, model)
-    params = matching_params(model, plan.structure, os.fspath(path))
-    plan = dataclasses.replace(plan, model=program_of(model, plan.structure))
+    plan, record, schema, arrays, known = read_posterior(path, model)
+    structure, params = reread(model, plan.structure, os.fspath(path))
+    plan = dataclasses.replace(plan, model=program_of(model, structure), structure=structure)
     try:
         joint, guide = Joint(plan.model, plan.structure, params), plan.skeleton()
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtifactError(f"{path}: the recipes it names can't be built: {reason}") from error
-    return Posterior(plan, *_filled(joint, guide, arrays, os.fspath(path)), record, schema)
-
-
-def _arrays(joint: Joint, guide: Guide) -> PyTree:
-    return (joint.params, eqx.filter(guide, lambda x: hasattr(x, "shape")))
-
-
-def _named(tree: PyTree) -> list[tuple[str, np.ndarray]]:
-    return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str) -> tuple[Joint, Guide]:
-    """The skeleton with the stored arrays in their places."""
-    wanted = _arrays(joint, guide)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(wanted)
-    names = [jax.tree_util.keystr(where) for where, _ in leaves]
-    if set(names) != set(arrays):
-        raise ArtifactError(
-            f"{path}: arrays {sorted(set(names) ^ set(arrays))[:3]} are not in both the file and the model; "
-            "give the model that was trained"
-        )
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        if tuple(leaf.shape) != arrays[name].shape:
-            raise ArtifactError(
-                f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}"
-            )
-        if leaf.dtype != arrays[name].dtype:
-            raise ArtifactError(f"{path}: array {name} is of {arrays[name].dtype}, the model needs {leaf.dtype}")
-    params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
-    static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
-    return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
+    joint, guide = filled(joint, guide, arrays, os.fspath(path))
+    check_densities(joint, known, os.fspath(path))
+    return Posterior(plan, joint, guide, record, schema)

@@ -1,0 +1,89 @@
+"""What is written of a posterior, and how does it come back? Plan, record, densities of the model, and named arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import ArtifactError, check_entries
+from ._types import PyTree
+from .artifact import read_artifact
+from .data import TableSchema
+from .guide import Guide
+from .joint.densities import densities
+from .joint.joint import Joint
+from .plan import Plan
+from .train.record import Record
+
+
+def content_of(plan: Plan, record: Record, schema: TableSchema | None, joint: Joint) -> dict[str, Any]:
+    """All but the arrays and the model."""
+    return {
+        "plan": plan.to_json(),
+        "record": record.to_json(),
+        "schema": None if schema is None else schema.to_json(),
+        "densities": densities(joint),
+    }
+
+
+def read_posterior(
+    path: str | os.PathLike[str], model: Callable
+) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray], dict[str, float]]:
+    """What `save` wrote: plan, record, schema, named arrays and densities; `model` is put into the plan and not run.
+
+    **Raises** `ArtifactError` naming the file, if any bit or entry of it is wrong.
+    """
+    content, arrays = read_artifact(path)
+    try:
+        check_entries("posterior", content, ("plan", "record", "schema"), ("densities",))
+        plan, record = Plan.from_json(content["plan"], model), Record.from_json(content["record"])
+        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
+    except ArtifactError as error:
+        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtifactError(
+            f"{os.fspath(path)}: the description of the posterior can't be read: {reason}; another version wrote it"
+        ) from error
+    return plan, record, schema, arrays, dict(content.get("densities", {}))
+
+
+def _arrays(joint: Joint, guide: Guide) -> PyTree:
+    return (joint.params, eqx.filter(guide, lambda x: hasattr(x, "shape")))
+
+
+def named_arrays(joint: Joint, guide: Guide) -> dict[str, np.ndarray]:
+    """All numbers of a trained pair, by their place in it."""
+    return dict(_named(_arrays(joint, guide)))
+
+
+def _named(tree: PyTree) -> list[tuple[str, np.ndarray]]:
+    return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str) -> tuple[Joint, Guide]:
+    """The skeleton with the stored arrays in their places."""
+    wanted = _arrays(joint, guide)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(wanted)
+    names = [jax.tree_util.keystr(where) for where, _ in leaves]
+    if set(names) != set(arrays):
+        raise ArtifactError(
+            f"{path}: arrays {sorted(set(names) ^ set(arrays))[:3]} are not in both the file and the model; "
+            "give the model that was trained"
+        )
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if tuple(leaf.shape) != arrays[name].shape:
+            raise ArtifactError(
+                f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}"
+            )
+        if leaf.dtype != arrays[name].dtype:
+            raise ArtifactError(f"{path}: array {name} is of {arrays[name].dtype}, the model needs {leaf.dtype}")
+    params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
+    static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
+    return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
