@@ -62,6 +62,7 @@ def fit(
 
     **Raises** `FitError` if training can't go on, naming the units at fault; `DataError` for impossible data.
     """
+    _check_arguments(guide, objective, optimizer, run)
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
@@ -90,6 +91,32 @@ def fit(
     return Posterior(plan, joint, built, record, found.schema)
 
 
+def _check_arguments(guide: Any, objective: Any, optimizer: Any, run: Any) -> None:
+    """Raises `FitError` for arguments of another kind, by what a newcomer would give."""
+    if not isinstance(guide, Plan | Posterior):
+        raise FitError(
+            "fit(guide, data): guide must be what am.amortize(model, data, plate=...) returned, or a posterior to train "
+            f"on, got {_named(guide)}"
+        )
+    if not (objective is None or isinstance(objective, AbstractObjective)):
+        raise FitError(f"fit: objective must be one, am.ELBO() or am.IWELBO(8) say, got {_named(objective)}")
+    steps = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if not (optimizer is None or all(map(callable, steps))):
+        raise FitError(
+            "fit: optimizer must be an Optax transformation, optax.adam(1e-3) say, or am.natural(rate) where rate is "
+            f"am.robbins_monro(10, 0.7) say, got {_named(optimizer)}"
+        )
+    if not (run is None or isinstance(run, Run)):
+        raise FitError(
+            f"fit: run must be am.Run(num_steps=...), got {_named(run)}; num_steps= of fit itself will do too"
+        )
+
+
+def _named(given: Any) -> str:
+    name = getattr(given, "__name__", "")
+    return f"{name} itself; call it" if name and callable(given) else repr(given)
+
+
 def _split(
     plan: Plan, found: Units, run: Run, joint: Joint, latents: Any
 ) -> tuple[Units, Batch | None, np.ndarray | None]:
@@ -100,6 +127,11 @@ def _split(
         raise FitError("(latents, data) pairs teach q of later data, for which am.free() has none; give an encoder")
     if run.validation is not None:
         raise FitError("run.validation: of (latents, data) pairs a tenth is held out by itself; leave it out")
+    if len(found) < (fewest := 2 * (plan.structure.size("local") + 1)):
+        raise FitError(
+            f"{len(found)} (latents, data) pairs are too few to learn from: {plan.structure.size('local')} numbers need "
+            f"{fewest} at the very least, and some thousands to be learned well; simulate more"
+        )
     training, local, held_out = split_pairs(with_latents(latents, found, joint), found, plan.structure)
     return training, held_out, local
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._errors import DataError, check_entries
+from ._errors import DataError, ModelError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
 from .beliefs import build_beliefs, is_filtering
@@ -42,7 +42,7 @@ from .joint.values import check_values
 from .joint.whole import DATASET, whole
 from .nesting import build_nested, elements_are_independent
 from .own import first_row, own_family
-from .unsuited import check_missing
+from .unsuited import check_missing, check_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +185,11 @@ def amortize(
     **Raises** `ModelError` for what can't be amortized, `DataError` for impossible data, `GuideError` for a recipe
     that doesn't fit; each names the site or argument and what to do.
     """
+    recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
+    recipes["classifier"] = classifier
+    check_slots(recipes)
+    if not callable(model):
+        raise ModelError(f"amortize(model, data): model must be a function, a NumPyro program, got {model!r}")
     if plate is None:
         plate = DATASET
         model = whole(model, to_batch(units(data, name=plate)))
@@ -199,8 +204,7 @@ def amortize(
     check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
-    recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
-    plan = _planned(Joint(model, structure, params), batch, recipes | {"classifier": classifier})
+    plan = _planned(Joint(model, structure, params), batch, recipes)
     return plan.for_units(len(found))
 
 

@@ -16,7 +16,7 @@ from .base import AbstractEncoder, Features, Inputs, with_places
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class dense(Recipe):
+class dense(Recipe, slots=("encoder",)):
     """Recipe of `Dense`: `depth` hidden layers of `width`."""
 
     width: int = 64

@@ -26,6 +26,8 @@ def reread(model: Callable, structure: Structure, path: str) -> tuple[Structure,
 
     **Raises** `ArtifactError` naming the first difference in sites, supports, shapes, plates or parameters.
     """
+    if not callable(model):
+        raise ArtifactError(f"{path}: model= is the function that it was trained with, got {model!r}")
     data, model = _stand_in(structure), program_of(model, structure)
     axes = {a.name: a.axis for a in structure.arguments if a.axis}
     try:
