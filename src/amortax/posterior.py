@@ -16,7 +16,7 @@ from jaxtyping import Array
 from . import answer
 from ._errors import ArtifactError, DataError, GuideError, ModelError
 from ._types import Terms, check_key, whole_number
-from .artifact import write_artifact
+from .checks.shift import Reference
 from .data import TableSchema, Units
 from .elsewhere import place_of
 from .evidence import evidence
@@ -30,7 +30,7 @@ from .joint.reread import reread
 from .joint.whole import program_of
 from .own import with_rows
 from .plan import Plan
-from .stored import content_of, filled, named_arrays, read_posterior
+from .stored import filled, read_posterior, write_posterior
 from .train.record import Record
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Posterior(eqx.Module):
     guide: Guide
     record: Record = eqx.field(static=True)
     schema: TableSchema | None = eqx.field(static=True)
+    reference: Reference | None = None  # what the training units were like; None where nobody kept it
 
     def __str__(self) -> str:
         r = self.record
@@ -168,12 +169,40 @@ class Posterior(eqx.Module):
         if num_samples is not None:
             checks = dataclasses.replace(checks, num_samples=whole_number("num_samples", num_samples))
         known = self.training_units(found, training)
-        return check(self.joint, self.guide, found, known, key=key, checks=checks, about=self._about())
+        pair, about = (self.joint, self.guide), self._about()
+        return check(*pair, found, known, key=key, checks=checks, about=about, reference=self.reference)
+
+    def refine(
+        self,
+        data: Any,
+        *,
+        key: Array,
+        num_samples: int = 1000,
+        budget: float | str | None = None,
+        training: Any = None,
+    ) -> Any:
+        """Draws as `sample` gives them, of units that q answers badly repaired, each only as far as it needs.
+
+        **Arguments:** as for `sample`; `budget` seconds, after which what is left is called FAIL; None, as long as it
+        takes; `"exact"`, and small errors are repaired too, and the globals, which needs `training`, all training
+        units, unless `data` are those.
+
+        **Returns** the Dataset of `sample` with, for every unit, `rung` (encoder, own, reweight, smc, hmc), `verdict`
+        (PASS, or FAIL where no rung sufficed) and `seconds`; its attribute `globals_rung` says which draws the globals
+        are. Units that need nothing have the draws of `sample`.
+        """
+        from .repair import refine
+
+        self.refuse_beliefs("refine")
+        check_key(key)
+        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
+        known = self.training_units(found, training)
+        return refine(self.joint, self.guide, found, known, num_samples=num_samples, key=key, budget=budget)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file: everything but the model, checked by SHA-256 when it is read again."""
-        content = content_of(self.plan, self.record, self.schema, self.joint)
-        write_artifact(path, content, named_arrays(self.joint, self.guide))
+        pair = (self.joint, self.guide)
+        write_posterior(path, self.plan, pair, self.record, self.schema, self.reference)
 
     def answerable(self, data: Any) -> Units:
         """`data` as checked units that this posterior can answer for, or a `DataError` that says why it can't."""
@@ -242,6 +271,6 @@ def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtifactError(f"{path}: the recipes it names can't be built: {reason}") from error
-    joint, guide = filled(joint, guide, arrays, os.fspath(path))
+    joint, guide, reference = filled(joint, guide, arrays, os.fspath(path))
     check_densities(joint, known, os.fspath(path))
-    return Posterior(plan, joint, guide, record, schema)
+    return Posterior(plan, joint, guide, record, schema, reference)

@@ -1,10 +1,9 @@
-"""What is written of a posterior, and how does it come back? Plan, record, densities of the model, and named arrays."""
+"""What of a posterior stands in its file, and how is it put back? Description as JSON, numbers as named arrays."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +12,8 @@ import numpy as np
 
 from ._errors import ArtifactError, check_entries
 from ._types import PyTree
-from .artifact import read_artifact
+from .artifact import read_artifact, write_artifact
+from .checks.shift import PREFIX, Reference, reference_from
 from .data import TableSchema
 from .guide import Guide
 from .joint.densities import densities
@@ -22,20 +22,29 @@ from .plan import Plan
 from .train.record import Record
 
 
-def content_of(plan: Plan, record: Record, schema: TableSchema | None, joint: Joint) -> dict[str, Any]:
-    """All but the arrays and the model."""
-    return {
+def write_posterior(
+    path: str | os.PathLike[str],
+    plan: Plan,
+    pair: tuple[Joint, Guide],
+    record: Record,
+    schema: TableSchema | None,
+    reference: Reference | None,
+) -> None:
+    """Everything but the model, in one file."""
+    content = {
         "plan": plan.to_json(),
         "record": record.to_json(),
         "schema": None if schema is None else schema.to_json(),
-        "densities": densities(joint),
+        "densities": densities(pair[0]),
     }
+    arrays = dict(_named(_arrays(*pair)))
+    write_artifact(path, content, arrays | ({} if reference is None else reference.to_arrays()))
 
 
 def read_posterior(
     path: str | os.PathLike[str], model: Callable
 ) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray], dict[str, float]]:
-    """What `save` wrote: plan, record, schema, named arrays and densities; `model` is put into the plan and not run.
+    """What was written: plan, record, schema, named arrays and densities; `model` is put into the plan and not run.
 
     **Raises** `ArtifactError` naming the file, if any bit or entry of it is wrong.
     """
@@ -58,17 +67,19 @@ def _arrays(joint: Joint, guide: Guide) -> PyTree:
     return (joint.params, eqx.filter(guide, lambda x: hasattr(x, "shape")))
 
 
-def named_arrays(joint: Joint, guide: Guide) -> dict[str, np.ndarray]:
-    """All numbers of a trained pair, by their place in it."""
-    return dict(_named(_arrays(joint, guide)))
-
-
 def _named(tree: PyTree) -> list[tuple[str, np.ndarray]]:
     return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str) -> tuple[Joint, Guide]:
-    """The skeleton with the stored arrays in their places."""
+def filled(
+    joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str
+) -> tuple[Joint, Guide, Reference | None]:
+    """The skeleton with the stored arrays in their places, and what the training units were like, if that is stored.
+
+    **Raises** `ArtifactError` where arrays are missing, unknown, or of another shape or type.
+    """
+    usual = {name: x for name, x in arrays.items() if name.startswith(PREFIX)}
+    arrays = {name: x for name, x in arrays.items() if name not in usual}
     wanted = _arrays(joint, guide)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(wanted)
     names = [jax.tree_util.keystr(where) for where, _ in leaves]
@@ -84,6 +95,13 @@ def filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str)
             )
         if leaf.dtype != arrays[name].dtype:
             raise ArtifactError(f"{path}: array {name} is of {arrays[name].dtype}, the model needs {leaf.dtype}")
-    params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
+    params, placed = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
     static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
-    return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
+    return Joint(joint.model, joint.structure, params), eqx.combine(placed, static), _reference(usual, guide, path)
+
+
+def _reference(arrays: dict[str, np.ndarray], guide: Guide, path: str) -> Reference | None:
+    try:
+        return reference_from(arrays, guide)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; give the model that was trained") from error

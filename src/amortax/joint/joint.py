@@ -169,6 +169,11 @@ class Joint(eqx.Module):
 
         Shapes, covariates and lengths are those of `unit`; which places are observed stays as in its masks.
         """
+        local, _, responses = self.simulate_complete(key, shared, unit)
+        return local, responses
+
+    def simulate_complete(self, key: Array, shared: Array, unit: Batch) -> tuple[Array, Choices, dict[str, Array]]:
+        """`simulate` with the values of all discrete locals, in the model's layout, between the two."""
         records = run(
             self.model,
             self._arguments(unit),
@@ -178,8 +183,8 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        numbers = self.with_number(free, {s.name: records[s.name].value for s in self.structure.learned})
-        return numbers, self._responses(records, unit)
+        chosen = {s.name: records[s.name].value for s in self.structure.summed}
+        return self.with_number(free, chosen), chosen, self.responses(records, unit)
 
     def predict(
         self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
@@ -225,7 +230,8 @@ class Joint(eqx.Module):
             return numbers
         return jnp.append(numbers, choice_of(self.structure, chosen).astype(numbers.dtype))
 
-    def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+    def responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+        """The values of observed sites in one run as the arguments that observe them, in the layout of the data."""
         drawn = {}
         for site in self.structure.of("observed"):
             if site.argument is not None and site.per_unit:
