@@ -21,7 +21,7 @@ from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
 from .objectives.forward import ForwardKL
 from .own import remember, table_of, with_rows
-from .pairs import is_pairs, split_pairs, with_latents
+from .pairs import check_order, is_pairs, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
@@ -68,6 +68,8 @@ def fit(
     check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
     latents, data = data if is_pairs(data) else (None, data)
+    if latents is not None:
+        check_order(latents, (guide.plan if isinstance(guide, Posterior) else guide).structure)
     objective = _checked_objective(objective, guide, latents)
     if isinstance(guide, Posterior):
         plan, found = guide.plan, conform(data, guide.joint)
@@ -97,8 +99,8 @@ def _check_arguments(guide: Any, objective: Any, optimizer: Any, run: Any) -> No
     """Raises `FitError` for arguments of another kind, by what a newcomer would give."""
     if not isinstance(guide, Plan | Posterior):
         raise FitError(
-            "fit(guide, data): guide must be what am.amortize(model, data, plate=...) returned, or a posterior to train "
-            f"on, got {_named(guide)}"
+            "fit(guide, data): guide must be what am.amortize(model, data, plate=...) returned, or a posterior to "
+            f"train on, got {_named(guide)}"
         )
     if not (objective is None or isinstance(objective, AbstractObjective)):
         raise FitError(f"fit: objective must be one, am.ELBO() or am.IWELBO(8) say, got {_named(objective)}")
@@ -109,9 +111,7 @@ def _check_arguments(guide: Any, objective: Any, optimizer: Any, run: Any) -> No
             f"am.robbins_monro(10, 0.7) say, got {_named(optimizer)}"
         )
     if not (run is None or isinstance(run, Run)):
-        raise FitError(
-            f"fit: run must be am.Run(num_steps=...), got {_named(run)}; num_steps= of fit itself will do too"
-        )
+        raise FitError(f"fit: run must be am.Run(num_steps=...), got {_named(run)}; or give num_steps= to fit itself")
 
 
 def _named(given: Any) -> str:
@@ -129,10 +129,11 @@ def _split(
         raise FitError("(latents, data) pairs teach q of later data, for which am.free() has none; give an encoder")
     if run.validation is not None:
         raise FitError("run.validation: of (latents, data) pairs a tenth is held out by itself; leave it out")
-    if len(found) < (fewest := 2 * (plan.structure.size("local") + 1)):
+    size = plan.structure.size("local")
+    if len(found) < (fewest := 2 * (size + 1)):
         raise FitError(
-            f"{len(found)} (latents, data) pairs are too few to learn from: {plan.structure.size('local')} numbers need "
-            f"{fewest} at the very least, and some thousands to be learned well; simulate more"
+            f"{len(found)} (latents, data) pairs are too few to learn from: {size} numbers need {fewest} at the very "
+            "least, and some thousands to be learned well; simulate more"
         )
     training, local, held_out = split_pairs(with_latents(latents, found, joint), found, plan.structure)
     return training, held_out, local

@@ -33,6 +33,7 @@ from .inputs import inputs_of
 from .intake import as_units, to_batch
 from .joint.assignments import element_counts
 from .joint.joint import Joint
+from .joint.observe import reading
 from .joint.probe import initial_params, probe
 from .joint.read import read
 from .joint.refuse import refuse_tied
@@ -201,7 +202,8 @@ def amortize(
     check_missing(structure, missing)
     _refuse_one(structure, len(found))
     params = initial_params(model, structure, batch, jax.random.key(0))
-    check_values(Joint(model, structure, params), given, found.labels.tolist())
+    with reading(model):
+        check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
     plan = _planned(Joint(model, structure, params), batch, recipes)
@@ -212,7 +214,8 @@ def _refuse_one(structure: Structure, count: int) -> None:
     if count < 2 and structure.size("local") and not structure.whole:
         raise DataError(
             f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
-            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+            "several to learn from: check the unit axis, give plate=None for q of this one data set, write the model "
+            "of one (as amortax.models.state_space.one is), or sample it with numpyro.infer.NUTS"
         )
 
 

@@ -31,8 +31,8 @@ def check_slots(recipes: Mapping[str, Any]) -> None:
         by_name = given.__name__ if isinstance(given, type) else given
         hint = f"; write am.{by_name}(...)" if isinstance(by_name, str) and by_name in RECIPES else ""
         raise GuideError(
-            f"{slot}={by_name!r}: expected one recipe for all that is in the block, of {fitting}{hint}; or leave it out, "
-            "and one is chosen by the model"
+            f"{slot}={by_name!r}: expected one recipe for all that is in the block, of {fitting}{hint}; or leave it "
+            "out, and one is chosen by the model"
         )
 
 

@@ -44,6 +44,7 @@ from jaxtyping import Array, Float, Num
 
 from amortax._errors import DataError
 from amortax.data import Units, from_table
+from amortax.models.scales import check_positive, check_prior
 
 __all__ = ["Design", "Priors", "binomial", "design", "gaussian", "gaussian_priors", "link_priors", "poisson"]
 
@@ -63,6 +64,14 @@ class Priors:
     sd: dist.Distribution = dataclasses.field(default_factory=lambda: dist.HalfNormal(2.5))
     sigma: dist.Distribution = dataclasses.field(default_factory=lambda: dist.HalfNormal(2.5))
     concentration: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises `ModelError` for what is no distribution, and for scales that may be negative."""
+        for name in ("beta", "sd", "sigma"):
+            prior = getattr(self, name)
+            check_prior(f"mixed_effects.Priors: {name}", prior, positive=name != "beta", known=False)
+        if self.concentration is not None:
+            check_positive("mixed_effects.Priors: concentration", self.concentration)
 
 
 def gaussian(
@@ -128,6 +137,17 @@ def poisson(
     _mixed(x, z, y, priors or Priors(), lambda predictor: dist.Poisson(exposure * jnp.exp(predictor)))
 
 
+def _check_exposure(units: Units) -> None:
+    """Raises where an exposure is not positive: nothing can have been counted in no time."""
+    exposure = units.arrays.get("exposure")
+    if exposure is not None and (wrong := np.argwhere((exposure <= 0) & units.masks["exposure"])).size:
+        unit, row = wrong[0]
+        raise DataError(
+            f"data['exposure'] is {exposure[unit, row]:g} at {units.name} {units.labels[unit].item()!r}, row {row} of "
+            "it; a rate is multiplied by it: expected a positive number, or drop the row"
+        )
+
+
 def _mixed(x: Array, z: Array, y: Any, priors: Priors, response: Callable[[Array], dist.Distribution]) -> None:
     """All but the response's distribution given the predictor η."""
     num_random = z.shape[-1]
@@ -188,6 +208,9 @@ def design(
 
     """
     beside = dict(beside or {})
+    for name, given in (("fixed", fixed), ("random", random)):
+        if isinstance(given, str):
+            raise DataError(f"design: {name}={given!r}: expected a list of columns, {name}=[{given!r}]")
     responses = [] if response is None else [response]
     columns = list(dict.fromkeys([*responses, *fixed, *random, *beside.values()]))
     found = from_table(table, unit=group, columns=columns, categories=categories)
@@ -201,6 +224,7 @@ def design(
         arrays[name], masks[name] = found.arrays[column], found.masks[column]
     lengths = dict.fromkeys(arrays, found.lengths[columns[0]])
     units = Units(arrays, masks, lengths, found.labels, name=found.name)
+    _check_exposure(units)
     return Design(units, names["x"], names["z"], dict(found.categories))
 
 
@@ -247,6 +271,7 @@ def gaussian_priors(units: Units) -> Priors:
         DataError: where all responses are one number.
 
     """
+    _check_units("gaussian_priors", units)
     y = units.arrays["y"][units.masks["y"]] if "y" in units.masks else units.arrays["y"]
     if np.ptp(y) == 0:
         raise DataError(
@@ -258,7 +283,18 @@ def gaussian_priors(units: Units) -> Priors:
 
 def link_priors(units: Units) -> Priors:
     """The same for `binomial` and `poisson`, whose logits and log rates have a scale of their own: 0 and 1."""
+    _check_units("link_priors", units)
     return _priors(units, 0.0, 1.0)
+
+
+def _check_units(verb: str, units: Any) -> None:
+    if isinstance(units, Units) and {"x", "z"} <= set(units.arrays):
+        return
+    hint = "; give the .units of the design" if isinstance(units, Design) else ""
+    raise DataError(
+        f"{verb}: expected Units with the arguments x and z, design(...).units or am.units(...), got "
+        f"{type(units).__name__}{hint}"
+    )
 
 
 def _priors(units: Units, middle: float, spread: float) -> Priors:

@@ -17,7 +17,7 @@ __all__ = ["check_positive", "check_prior", "known_or_drawn"]
 
 def check_positive(who: str, value: Any) -> None:
     """Raises `ModelError` for a number that is not positive and finite."""
-    if isinstance(value, bool | str) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
+    if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
         raise ModelError(f"{who} must be a positive number, got {value!r}")
 
 
@@ -31,7 +31,7 @@ def check_prior(who: str, prior: Any, *, positive: bool = True, known: bool = Tr
                 f"{who} is a scale, and its prior {type(prior).__name__} has the support {prior.support}; give one on "
                 "positive numbers, numpyro.distributions.HalfNormal(1.0) say"
             )
-    elif isinstance(prior, type) or isinstance(prior, str) or prior is None or not known:
+    elif isinstance(prior, type | str) or prior is None or not known:
         call = f"; call it, {prior.__name__}(...)" if isinstance(prior, type) else ""
         either = "a NumPyro distribution" + " or a number" * known
         raise ModelError(f"{who} must be {either}, got {prior!r}{call}")

@@ -55,7 +55,7 @@ class Run:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_number(name, value, FitError))
-        if self.validation is not None and np.ndim(self.validation) == 0 and not hasattr(self.validation, "__len__"):
+        if isinstance(self.validation, bool | int | float | str):
             raise FitError(f"am.Run: validation are held-out units, data as fit takes them, got {self.validation!r}")
         if not (self.progress is None or isinstance(self.progress, bool)):
             raise FitError(f"am.Run: progress must be True, False or None, got {self.progress!r}")
