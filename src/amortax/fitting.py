@@ -21,7 +21,7 @@ from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
 from .objectives.forward import ForwardKL
 from .own import remember, table_of, with_rows
-from .pairs import check_order, is_pairs, split_pairs, with_latents
+from .pairs import parts_of, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
@@ -67,12 +67,11 @@ def fit(
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
-    latents, data = data if is_pairs(data) else (None, data)
-    if latents is not None:
-        check_order(latents, (guide.plan if isinstance(guide, Posterior) else guide).structure)
+    plan = guide.plan if isinstance(guide, Posterior) else guide
+    latents, data = parts_of(data, plan.structure)
     objective = _checked_objective(objective, guide, latents)
     if isinstance(guide, Posterior):
-        plan, found = guide.plan, conform(data, guide.joint)
+        found = conform(data, guide.joint)
         training, held_out, local = _split(plan, found, run, guide.joint, latents)
         pair = (guide.joint, guide.guide)
     else:

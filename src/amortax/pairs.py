@@ -106,26 +106,27 @@ def _empty(structure: Structure) -> Units:
     return Units(arrays, {}, {}, np.arange(1), structure.plate)
 
 
-def is_pairs(data: Any) -> bool:
-    """Whether `data` is (latents, data): a tuple of two, of which the first names values.
+def parts_of(data: Any, structure: Structure) -> tuple[Mapping[str, Any] | None, Any]:
+    """(latents, data) of pairs, a tuple of two of which the first names latents; (None, data) of data alone.
 
     **Raises** `DataError` for what must be meant as pairs, and is none.
     """
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping):
-        return True
+        _check_order(data[0], structure)
+        return data
     if isinstance(data, tuple | list) and any(isinstance(part, Units) for part in data):
         kinds = ", ".join(type(part).__name__ for part in data)
         raise DataError(
             f"data: (latents, data) pairs are a tuple of two, a dict of latents first, got a {type(data).__name__} of "
             f"{kinds}; give am.fit(guide, (latents, data), key=key)"
         )
-    return False
+    return None, data
 
 
-def check_order(latents: Mapping[str, Any], structure: Structure) -> None:
+def _check_order(latents: Mapping[str, Any], structure: Structure) -> None:
     """Raises where the data stand first."""
     arguments, sites = {a.name for a in structure.arguments}, {s.name for s in structure.of("local", "discrete")}
-    if set(latents) <= arguments and not set(latents) & sites:
+    if latents and set(latents) <= arguments and not set(latents) & sites:
         raise DataError(
             f"(latents, data) pairs: the first has {sorted(latents)}, arguments of model '{structure.model}', where "
             f"its latents {sorted(sites)} belong; give the latents first, then the data"

@@ -166,7 +166,7 @@ DATA_ERRORS = {
         r"at has 'flor', which is no argument of model 'counties'; it has \['floor', 'log_radon'\]",
     ),
     "longer": (lambda: sample(np.ones((1, 5))), "longer ones need a posterior that was trained on 5"),
-    "shorter": (lambda: sample(np.ones((1, 2))), "fewer than 3 need training data with missing values"),
+    "shorter": (lambda: sample(np.ones((1, 2))), "fewer than 3 need a posterior trained on data with missing"),
     "one unit": (
         lambda: am.fit(whole(), pairs(), key=KEY, num_steps=1).encode({"y": np.ones(4)}),
         r"give am.units\(\[",
@@ -222,7 +222,7 @@ def cases():
             yield pytest.param(error, call, words, id=f"{error.__name__}-{name}")
 
 
-@pytest.mark.parametrize(("error", "call", "words"), cases())
+@pytest.mark.parametrize(("error", "call", "words"), list(cases()))
 def test_a_mistake_is_named(error, call, words):
     with pytest.raises(error, match=words):
         call()
