@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import amortax as am
-from amortax.models import factor_analysis, item_response, lda, mixed_effects, state_space
+from amortax.models import factor_analysis, item_response, lda, mixed_effects, prodlda, state_space
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -125,6 +125,8 @@ MODELS = {
     "word prior": (lambda: lda.collapsed(5, topic_word_prior=0.0), "topic_word_prior must be a positive number"),
     "topics": (lambda: lda.collapsed("5"), "num_topics must be a whole number from 1"),
     "learned topics": (lambda: lda.learned_topics(posterior()), "expected a posterior of lda.amortized"),
+    "products": (lambda: prodlda.learned_topics(posterior()), "expected a posterior of prodlda.amortized"),
+    "shares": (lambda: lda.amortized(3, np.ones(4), doc_topic_prior=0.0), "doc_topic_prior must be a positive number"),
     "learned of a plan": (lambda: factor_analysis.learned(planned()), "expected a posterior of ppca"),
     "dims": (lambda: am.amortize(without_dims, {"y": DATA["floor"]}, plate="unit"), "give each its dim"),
     "jax scan": (lambda: am.amortize(hidden_scan, {"y": DATA["floor"]}, plate="unit"), "control_flow.scan"),

@@ -108,8 +108,6 @@ def amortized(num_topics: int, word_counts: ArrayLike, *, doc_topic_prior: float
         doc_topic_prior: of the Dirichlet that the logistic normal prior is nearest to.
 
     """
-    whole_number("lda.amortized: num_topics", num_topics, ModelError)
-    check_positive("lda.amortized: doc_topic_prior", doc_topic_prior)
     frequencies, sd = log_frequencies(word_counts), shares_sd(num_topics, doc_topic_prior)
 
     def lda(counts: Array) -> None:
@@ -130,7 +128,12 @@ def log_frequencies(word_counts: ArrayLike) -> Float[np.ndarray, " words"]:
 
 
 def shares_sd(num_topics: int, doc_topic_prior: float) -> float:
-    """The sd of each log share whose softmax is nearest to a Dirichlet."""
+    """The sd of each log share whose softmax is nearest to a Dirichlet.
+
+    **Raises** `ModelError` unless `num_topics` is a whole number from 1 and the prior positive.
+    """
+    whole_number("num_topics", num_topics, ModelError)
+    check_positive("doc_topic_prior", doc_topic_prior)
     return math.sqrt((1.0 - 1.0 / num_topics) / doc_topic_prior)
 
 
@@ -139,13 +142,18 @@ def learned_topics(posterior: Posterior) -> Float[np.ndarray, "topics words"]:
 
     **Raises** `ModelError` for another posterior, whose topics are none of its learned parameters.
     """
+    return np.asarray(jax.nn.softmax(trained_topics("lda", posterior)))
+
+
+def trained_topics(model: str, posterior: Any) -> Array:
+    """The learned parameter `topics`."""
     learned = getattr(getattr(posterior, "joint", None), "params", {})
     if "topics" not in learned:
         raise ModelError(
-            f"lda.learned_topics: expected a posterior of lda.amortized, got {posterior!r}; the topics of "
+            f"{model}.learned_topics: expected a posterior of {model}.amortized, got {posterior!r}; the topics of "
             "lda.collapsed are latent: posterior.sample(...).topics"
         )
-    return np.asarray(jax.nn.softmax(posterior.joint.params["topics"]))
+    return learned["topics"]
 
 
 def documents(counts: Any, *, empty: bool = False) -> dict[str, np.ndarray]:
