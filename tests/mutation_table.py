@@ -521,4 +521,28 @@ MUTATIONS = (
         "joint/test_blanket.py",
         "neighbours_latent",
     ),
+    Mutation(
+        "a bound of a model without a density",
+        "objectives/base.py",
+        "    if structure.no_density:\n",
+        "    if structure.no_density and False:\n",
+        "reliability/test_no_density.py",
+        "bounds_are_refused",
+    ),
+    Mutation(
+        "a model with other constants taken for that of the file",
+        "joint/densities.py",
+        "if not abs(now - was) <= RELATIVE * (1.0 + abs(was)):",
+        "if not abs(now - was) <= 1e9:",
+        "reliability/test_another_model.py",
+        "other_constants",
+    ),
+    Mutation(
+        "an impossible observation believed",
+        "observation.py",
+        "    if not isinstance(array, Tracer):\n",
+        "    if isinstance(array, Tracer) and False:\n",
+        "reliability/test_filter_values.py",
+        "cannot_be",
+    ),
 )

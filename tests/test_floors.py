@@ -42,6 +42,7 @@ FLOORS = (
         "interop",
         "elsewhere",
         "pairs",
+        "observation",
         "filter",
         "stored",
         "repair",

@@ -21,7 +21,7 @@ from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
 from .objectives.forward import ForwardKL
 from .own import remember, table_of, with_rows
-from .pairs import is_pairs, split_pairs, with_latents
+from .pairs import parts_of, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
@@ -63,13 +63,15 @@ def fit(
 
     **Raises** `FitError` if training can't go on, naming the units at fault; `DataError` for impossible data.
     """
+    _check_arguments(guide, objective, optimizer, run)
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
-    latents, data = data if is_pairs(data) else (None, data)
+    plan = guide.plan if isinstance(guide, Posterior) else guide
+    latents, data = parts_of(data, plan.structure)
     objective = _checked_objective(objective, guide, latents)
     if isinstance(guide, Posterior):
-        plan, found = guide.plan, conform(data, guide.joint)
+        found = conform(data, guide.joint)
         training, held_out, local = _split(plan, found, run, guide.joint, latents)
         pair = (guide.joint, guide.guide)
     else:
@@ -92,6 +94,30 @@ def fit(
     return Posterior(plan, joint, built, record, found.schema, reference)
 
 
+def _check_arguments(guide: Any, objective: Any, optimizer: Any, run: Any) -> None:
+    """Raises `FitError` for arguments of another kind, by what a newcomer would give."""
+    if not isinstance(guide, Plan | Posterior):
+        raise FitError(
+            "fit(guide, data): guide must be what am.amortize(model, data, plate=...) returned, or a posterior to "
+            f"train on, got {_named(guide)}"
+        )
+    if not (objective is None or isinstance(objective, AbstractObjective)):
+        raise FitError(f"fit: objective must be one, am.ELBO() or am.IWELBO(8) say, got {_named(objective)}")
+    steps = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if not (optimizer is None or all(map(callable, steps))):
+        raise FitError(
+            "fit: optimizer must be an Optax transformation, optax.adam(1e-3) say, or am.natural(rate) where rate is "
+            f"am.robbins_monro(10, 0.7) say, got {_named(optimizer)}"
+        )
+    if not (run is None or isinstance(run, Run)):
+        raise FitError(f"fit: run must be am.Run(num_steps=...), got {_named(run)}; or give num_steps= to fit itself")
+
+
+def _named(given: Any) -> str:
+    name = getattr(given, "__name__", "")
+    return f"{name} itself; call it" if name and callable(given) else repr(given)
+
+
 def _split(
     plan: Plan, found: Units, run: Run, joint: Joint, latents: Any
 ) -> tuple[Units, Batch | None, np.ndarray | None]:
@@ -102,6 +128,12 @@ def _split(
         raise FitError("(latents, data) pairs teach q of later data, for which am.free() has none; give an encoder")
     if run.validation is not None:
         raise FitError("run.validation: of (latents, data) pairs a tenth is held out by itself; leave it out")
+    size = plan.structure.size("local")
+    if len(found) < (fewest := 2 * (size + 1)):
+        raise FitError(
+            f"{len(found)} (latents, data) pairs are too few to learn from: {size} numbers need {fewest} at the very "
+            "least, and some thousands to be learned well; simulate more"
+        )
     training, local, held_out = split_pairs(with_latents(latents, found, joint), found, plan.structure)
     return training, held_out, local
 
@@ -122,7 +154,8 @@ def _checked_objective(
     structure = plan.structure
     if latents is not None:
         structure = dataclasses.replace(structure, cannot_simulate="")  # it was, somewhere else
-    check_objective(objective or ELBO(), structure, trained=trained)
+    default = ELBO() if latents is None else ForwardKL()
+    check_objective(objective or default, structure, trained=trained)
     return objective
 
 

@@ -91,6 +91,16 @@ def check_objective(objective: AbstractObjective, structure: Structure, *, train
         )
 
 
+def check_density(name: str, structure: Structure) -> None:
+    """Raises `ModelError` where log p of the data is not the model's: objective `name` is a bound of it."""
+    if structure.no_density:
+        raise ModelError(
+            f"{name} needs the density of the data, but of model '{structure.model}' {structure.no_density}: give "
+            "(latents, data) pairs from its simulator, am.fit(guide, (latents, data), key=key), and leave objective= "
+            "out (am.ForwardKL() learns from pairs alone)"
+        )
+
+
 def check_locals(name: str, structure: Structure) -> None:
     """Raises `ModelError` unless q draws something in each unit: objective `name` is about those draws.
 

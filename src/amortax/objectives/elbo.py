@@ -28,7 +28,7 @@ from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, check_numeric
+from .base import AbstractObjective, Loss, Minibatch, check_density, check_numeric
 from .estimators import Draws, local_draws, mean_bound
 from .labels import label_log_prob
 from .schedules import Schedule, at_step, check_schedule, settled
@@ -80,7 +80,8 @@ class ELBO(AbstractObjective):
         return self.kl_weight != 1.0 or self.free_bits > 0
 
     def check(self, structure: Structure) -> None:
-        """Every model will do, unless `kl_weight` or `free_bits` need locals, or `classifier_weight` labels."""
+        """Any model with a density, unless `kl_weight` or `free_bits` need locals, or `classifier_weight` labels."""
+        check_density("am.ELBO", structure)
         if self.reweighted:
             check_numeric("am.ELBO with kl_weight or free_bits", structure)
         if self.straight_through:

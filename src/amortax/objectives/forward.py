@@ -42,7 +42,8 @@ class ForwardKL(AbstractObjective):
     It trains nothing else: with globals or learned parameters use it in `am.Sum` with `am.ELBO`, or to go on from a
     fitted posterior. It needs `log_prob` of the local family at each step, which `am.iaf` has only number by number.
 
-    The bound that it reports is the ELBO of the real units (NaN for `am.filtering()`, which has none). Simulations
+    The bound that it reports is the ELBO of the real units (NaN for `am.filtering()`, which has none, and where the
+    model has no density). Simulations
     whose numbers float32 can't square, or that lie `FARTHEST` times farther out than any real one, are left out.
 
     **Raises** `FitError` if `num_particles` is no whole number from 1; from `fit`, `ModelError` if the model has no
@@ -74,7 +75,7 @@ class ForwardKL(AbstractObjective):
         """Minus the mean log density of simulated locals."""
         simulation_key, elbo_key = jax.random.split(key)
         loss = simulated_loss(simulation_key, guide, joint, minibatch, count=self.num_particles)
-        if guide.filters:  # beliefs step by step are no posterior of a series, and have no bound
+        if guide.filters or joint.structure.no_density:  # beliefs step by step are no posterior, and have no bound
             return Loss(loss, jnp.full((), jnp.nan))
         # Reported, not differentiated: a path derivative of it would be a second density for nothing.
         still_guide, still_joint = stopped((guide, joint))
@@ -85,9 +86,14 @@ def check_simulation(name: str, structure: Structure) -> None:
     """Raises `ModelError` unless the model has locals and can be simulated."""
     check_locals(name, structure)
     if structure.cannot_simulate:
+        instead = (
+            "give (latents, data) pairs from its simulator, am.fit(guide, (latents, data), key=key)"
+            if structure.no_density
+            else "use an objective without them: am.ELBO(), am.IWELBO(), am.Renyi()"
+        )
         raise ModelError(
             f"{name} needs simulations, but model '{structure.model}' can't be simulated: {structure.cannot_simulate}; "
-            "use an objective without them: am.ELBO(), am.IWELBO(), am.Renyi()"
+            + instead
         )
 
 

@@ -55,6 +55,10 @@ class Run:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_number(name, value, FitError))
+        if isinstance(self.validation, bool | int | float | str):
+            raise FitError(f"am.Run: validation are held-out units, data as fit takes them, got {self.validation!r}")
+        if not (self.progress is None or isinstance(self.progress, bool)):
+            raise FitError(f"am.Run: progress must be True, False or None, got {self.progress!r}")
 
 
 @dataclasses.dataclass
