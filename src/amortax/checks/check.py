@@ -17,6 +17,7 @@ from ..guide import Guide
 from ..importance import shared_draws, shared_prior, unit_bounds, unit_numbers
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_limit, pareto_k
+from .calibration import calibrate
 from .options import Checks
 from .report import Report
 from .verdicts import LARGEST_ERROR, LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
@@ -50,9 +51,12 @@ def check(
         own = None if training is None else _judge_globals(joint, guide, training, own_key)
         numbers |= own or {}
         reasons += global_reasons(own)
+    found = calibrate(joint, guide, data, key=jax.random.fold_in(unit_key, 2), checks=checks)
+    numbers |= found.numbers
+    reasons += found.reasons
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
-    facts = {**about, "units checked": f"{len(data)}"}
-    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts)
+    facts = {**about, "units checked": f"{len(data)}", "calibration": found.about}
+    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts, found.tables)
 
 
 def _judge_units(

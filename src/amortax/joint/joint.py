@@ -165,6 +165,11 @@ class Joint(eqx.Module):
 
         Shapes, covariates and lengths are those of `unit`; which places are observed stays as in its masks.
         """
+        local, _, responses = self.simulate_complete(key, shared, unit)
+        return local, responses
+
+    def simulate_complete(self, key: Array, shared: Array, unit: Batch) -> tuple[Array, Choices, dict[str, Array]]:
+        """`simulate` with the values of all discrete locals, in the model's layout, between the two."""
         records = run(
             self.model,
             self._arguments(unit),
@@ -174,8 +179,8 @@ class Joint(eqx.Module):
             simulate=True,
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
-        numbers = self.with_number(free, {s.name: records[s.name].value for s in self.structure.learned})
-        return numbers, self._responses(records, unit)
+        chosen = {s.name: records[s.name].value for s in self.structure.summed}
+        return self.with_number(free, chosen), chosen, self._responses(records, unit)
 
     def predict(
         self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
