@@ -37,7 +37,7 @@ FLOORS = (
     ("train",),
     ("psis", "chunks", "importance", "evidence", "answer", "refine"),
     ("checks",),
-    ("artifact", "interop", "elsewhere", "pairs", "filter", "posterior", "comparison", "fitting"),
+    ("artifact", "interop", "elsewhere", "pairs", "filter", "posterior", "comparison", "recalibrated", "fitting"),
     ("models",),
     ("plots", "demo_report", "demo", "cli"),
 )
