@@ -151,10 +151,8 @@ def test_an_exact_guide_stays_as_it_is():
 
 
 def sizes(rng, count):
-    x, z = [], rng.standard_normal(count)
-    for each in z:
-        x.append((each + 2 * rng.standard_normal(rng.integers(1, 17))).astype(np.float32))
-    return z, x
+    z = rng.standard_normal(count)
+    return z, [(each + 2 * rng.standard_normal(rng.integers(1, 17))).astype(np.float32) for each in z]
 
 
 def test_faults_that_cancel_over_sizes_are_cured_in_every_slice():
@@ -245,7 +243,9 @@ def test_it_says_what_holds_and_what_does_not(recalibrated):
 def test_levels_that_few_units_can_not_support_are_refused(narrow):
     few = am.recalibrate(*narrow, functionals={"z": "z"}, key=KEY, num_simulated=100)
     few.intervals(narrow[1], 0.98, key=KEY)
-    with pytest.raises(am.DataError, match=r"level 0\.99 needs 199 simulated units .* has 100; give recalibrate\(num_s"):
+    with pytest.raises(
+        am.DataError, match=r"level 0\.99 needs 199 simulated units .* has 100; give recalibrate\(num_s"
+    ):
         few.intervals(narrow[1], 0.99, key=KEY)
     for level in (0, 1, 1.5, float("nan")):
         with pytest.raises(am.DataError, match="level must be a number between 0 and 1"):
