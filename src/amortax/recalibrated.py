@@ -159,6 +159,8 @@ class Recalibration:
             lines.append(f"  {head} ({size:,}): " + "; ".join(self._corrected(name, number) for name in self.levels))
         if self.left_out:
             lines.append(f"{self.left_out:,} simulated units left out, whose own numbers were out of all bounds")
+        if any(x.min() < 0 or x.max() > 1 for each in self.levels.values() for x in each):
+            lines.append("levels below 0 and above 1 are so many standard deviations of the draws outside all of them")
         where = f", in every slice of {self.slices.by}" if self.slices.by else ""
         return "\n".join(
             [
@@ -231,7 +233,7 @@ def recalibrate(
     true, draws, useful = simulated_values(pair, found, rows, checked, key=simulation_key, num_draws=num_draws)
     ties = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))))
     levels = {}
-    for name in true:
+    for name, _ in checked:
         values, drawn = true[name][useful], draws[name][useful]
         _refuse_broken(name, np.concatenate([values[:, None], drawn], axis=1).reshape(len(values), -1), None)
         level = levels_of(values, drawn, ties.random(values.shape))

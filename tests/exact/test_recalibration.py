@@ -209,7 +209,6 @@ def test_discrete_values_are_covered_at_least_so_often():
     share = within(intervals["whole"], np.floor(rate))
     print(f"whole numbers: {share:.4f}")
     assert share >= 0.8 - 5 * error(0.8, 2000, 4000)
-    assert np.all(intervals["whole"] == np.round(intervals["whole"])) or share > 0.8
 
 
 # What is kept, said and refused
@@ -232,12 +231,12 @@ def test_it_is_kept_as_json(narrow, recalibrated):
 def test_it_says_what_holds_and_what_does_not(recalibrated):
     said = str(recalibrated)
     print(said)
-    assert "recalibrated on 2,000 simulated units, 500 draws each" in said
+    assert "recalibrated on 2,000 simulated units with 500 draws each" in said
     assert "z has 3 numbers" in said
     assert "90% of sum is from level" in said
     for words in ("with probability from p to", "units simulated from the model", "nothing is said of any one unit"):
         assert words in said
-    assert "no joint draws" in said or "intervals only" in said
+    assert "These are intervals only" in said
 
 
 def test_levels_that_few_units_can_not_support_are_refused(narrow):
@@ -247,7 +246,7 @@ def test_levels_that_few_units_can_not_support_are_refused(narrow):
         am.DataError, match=r"level 0\.99 needs 199 simulated units .* has 100; give recalibrate\(num_s"
     ):
         few.intervals(narrow[1], 0.99, key=KEY)
-    for level in (0, 1, 1.5, float("nan")):
+    for level in (0.0, 1.0, 1.5, float("nan")):
         with pytest.raises(am.DataError, match="level must be a number between 0 and 1"):
             few.intervals(narrow[1], level, key=KEY)
     with pytest.raises(am.DataError, match="num_simulated=10 gives 10 units for each of 1 slices"):

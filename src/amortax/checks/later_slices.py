@@ -55,7 +55,7 @@ def slicing(by: Any, data: Units, structure: Structure) -> tuple[Slicing, Int[np
         edges = edges[edges < distinct[-1]]
         group = np.searchsorted(edges, values)
         names = tuple(_range(values[group == number]) for number in range(len(edges) + 1))
-        return Slicing(name, tuple(edges.tolist()), (), names), group
+        return Slicing(name, tuple(map(float, edges)), (), names), group
     found = Slicing(name, (), tuple(distinct.tolist()), tuple(number_text(x) for x in distinct))
     return found, found.of(values, data)
 

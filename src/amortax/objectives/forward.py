@@ -113,8 +113,8 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
             local, shared, drawn, useful = simulate(jax.random.fold_in(key, number), guide, joint, batch)
             log_q = jax.vmap(one)(local, guide.encode(drawn), shared, drawn)
             losses.append(-jnp.sum(weighed(jnp.where(useful, log_q, 0.0), batch)))
-            used.append(jnp.sum(weighed(useful.astype(log_q.dtype), batch)))
-        return sum(losses, jnp.zeros(())), sum(used, jnp.zeros(()))
+            used.append(jnp.sum(useful))
+        return sum(losses, jnp.zeros(())), sum(used, jnp.zeros((), jnp.int32))
 
     loss, used = jax.vmap(particle)(jax.random.split(key, count))
     return jnp.sum(loss) / jnp.sum(used)  # none of use: NaN, and training says so
