@@ -119,8 +119,8 @@ def sources(
 def _visits(probability: np.ndarray, batch: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """Units of one step after the other, taken with these probabilities.
 
-    They are shuffled anew when the rarest have been visited once, until when all have as many visits as they should, but
-    for a part of one: less noise than if each step were drawn by itself.
+    They are shuffled anew when the rarest have been visited once. By then all have as many visits as they should, but
+    for a part of one, which is less noise than if each step were drawn by itself.
     """
     size = len(probability)
     epoch = min(round(1 / probability.min()), LONGEST_EPOCH * -(-size // batch))
