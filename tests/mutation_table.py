@@ -426,7 +426,7 @@ MUTATIONS = (
         "return each if batch.weight is None else batch.weight * each",
         "return each",
         "exact/test_focus.py",
-        "gradient or keeps",
+        "gradient",
     ),
     Mutation(
         "weights of visits without N/B",
@@ -442,7 +442,7 @@ MUTATIONS = (
         "math.ceil((count + 1) * level - _ROUNDING)",
         "math.ceil(count * level - _ROUNDING)",
         "exact/test_recalibration.py",
-        "formula or exact",
+        "formula",
     ),
     Mutation(
         "new units answered at one draw of the globals",
