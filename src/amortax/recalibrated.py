@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,14 @@ from .posterior import Posterior
 
 FEWEST = 19  # simulated units of a slice: as many as 90% intervals need
 _FORMAT = "amortax-recalibration/1"
+_GUARANTEE = (
+    "What holds: an interval of level p of one functional holds the truth with probability from p to p + 1/(n + 1){}, n "
+    "the simulated units; more often where values are discrete. That is on average over units simulated from the model, "
+    "with globals from q(v) and with covariates, lengths and gaps as in the units given to recalibrate, and over what "
+    "was simulated here.",
+    "What does not: nothing is said of any one unit, of several functionals at once, or of the world where the model or "
+    "q(v) is wrong. These are intervals only: draws, means and densities of q stay as they are.",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,21 +168,11 @@ class Recalibration:
             lines.append(f"  {head} ({size:,}): " + "; ".join(self._corrected(name, number) for name in self.levels))
         if self.left_out:
             lines.append(f"{self.left_out:,} simulated units left out, whose own numbers were out of all bounds")
-        if any(x.min() < 0 or x.max() > 1 for each in self.levels.values() for x in each):
+        if any(np.any((end < 0) | (end > 1)) for ends in self._ends(0.9).values() for end in ends):
             lines.append("levels below 0 and above 1 are so many standard deviations of the draws outside all of them")
         where = f", in every slice of {self.slices.by}" if self.slices.by else ""
-        return "\n".join(
-            [
-                *lines,
-                "What holds: an interval of level p of one functional holds the truth with probability from p to",
-                f"p + 1/(n + 1){where}, n the simulated units; more often where values are discrete. That is on",
-                "average over units simulated from the model, with globals from q(v) and with covariates, lengths and",
-                "gaps as in the units given to recalibrate, and over what was simulated here.",
-                "What does not: nothing is said of any one unit, of several functionals at once, or of the world where",
-                "the model or q(v) is wrong. These are intervals only: draws, means and densities of q stay as they",
-                "are.",
-            ]
-        )
+        holds, not_so = _GUARANTEE
+        return "\n".join([*lines, *textwrap.wrap(holds.format(where), 100), *textwrap.wrap(not_so, 100)])
 
     def _corrected(self, name: str, number: int) -> str:
         values, places = self.levels[name][number], places_for(0.9, len(self.levels[name][number]))

@@ -17,6 +17,7 @@ from amortax._types import Batch, trainable
 from amortax.focus import visits_of
 from amortax.intake import as_units, to_batch
 from amortax.objectives.base import Minibatch
+from amortax.train import minibatches
 from amortax.train.initialise import initialise
 from amortax.train.minibatches import SURE, TrainingData, inclusion, sources
 
@@ -84,16 +85,33 @@ def test_units_are_shuffled_anew_and_alike_for_the_same_seed():
     assert len({tuple(sorted(step)) for step in first.tolist()}) > 150
 
 
+def test_data_that_are_sent_block_by_block_bring_their_weights(monkeypatch):
+    monkeypatch.setattr(minibatches, "BLOCK", 10)
+    frequency = np.r_[np.full(3, 9.0), np.ones(97)]
+    units = Batch({"x": np.arange(100, dtype=np.float32)}, {}, {})
+    data = TrainingData(units, range(100), frequency=frequency).weighed(8)
+    resident, sent = (next(sources(data.units, 8, kept, np.random.default_rng(0), frequency)) for kept in (True, False))
+    assert np.array_equal(sent.arrays["x"], resident)
+    assert np.array_equal(sent.weight, data.units.weight[resident])
+
+
 # What is trained
 
 
 @pytest.mark.parametrize(
-    "objective", [am.ELBO(), am.WakeSleep(4, wake_share=0.5), am.Sum(am.IWELBO(2), am.ForwardKL())]
+    ("program", "objective"),
+    [
+        (model, am.ELBO()),
+        (alone, am.ForwardKL()),
+        pytest.param(model, am.WakeSleep(4, wake_share=0.5), marks=pytest.mark.slow),
+        pytest.param(model, am.Sum(am.IWELBO(2), am.ForwardKL()), marks=pytest.mark.slow),
+    ],
 )
-def test_the_gradient_is_that_of_all_units_in_the_mean(objective):
+def test_the_gradient_is_that_of_all_units_in_the_mean(program, objective):
     x = np.r_[np.full(6, 9.0), np.random.default_rng(0).standard_normal(34)].astype(np.float32)
-    plan = am.amortize(model, {"x": x}, plate="unit", encoder=am.dense(width=2, depth=1), head=am.concatenate())
-    whole = to_batch(as_units({"x": x}, model, "unit"))
+    head = am.concatenate() if program is model else None
+    plan = am.amortize(program, {"x": x}, plate="unit", encoder=am.dense(width=2, depth=1), head=head)
+    whole = to_batch(as_units({"x": x}, program, "unit"))
     joint, guide = initialise(plan, whole, KEY)
     params, rest = eqx.partition((joint, guide), trainable((joint, guide)))
     frequency, batch, count = np.r_[np.full(6, 12.0), np.ones(34)], 8, 2000
@@ -146,7 +164,7 @@ def test_the_global_keeps_its_posterior():
     ratio = math.sqrt(covariance[0, 0]) / sd
     print(f"sd ratio {ratio:.4f}, mean off by {(mean - expected) / sd:+.3f} sd")
     assert 0.95 <= ratio <= 1.05
-    assert abs(mean - expected) <= 0.2 * sd
+    assert abs(mean - expected) <= 0.5 * sd  # visits of a part of an epoch; without weights it is off by many sd
 
 
 # What it is for

@@ -3,15 +3,20 @@
 import json
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import planted
 import pytest
 from scipy import stats
 
 import amortax as am
 from amortax.checks.levels import levels_of, places_for, units_needed, values_at
+from amortax.intake import as_units, to_batch
+from amortax.train.initialise import initialise
 from amortax.train.record import Record
 
 KEY = jax.random.key(0)
@@ -34,7 +39,7 @@ def within(found, true):
     return inside.mean(axis=0)
 
 
-def error(level, simulated, fresh):
+def binomial(level, simulated, fresh):
     """Of a share of `fresh` units, when levels are from `simulated` ones: both are binomial, or nearly."""
     return math.sqrt(level * (1 - level) * (1 / simulated + 1 / fresh))
 
@@ -119,7 +124,7 @@ def test_a_guide_half_as_wide_covers_after_it(narrow, recalibrated):
     assert np.all(np.abs(covered - expected) <= 5 * math.sqrt(0.25 / 4000))
     for level in (0.5, 0.9, 0.99):
         found = recalibrated.intervals(data, level, key=jax.random.key(2))
-        tolerance = 5 * error(level, 2000, 4000)
+        tolerance = 5 * binomial(level, 2000, 4000)
         for name, true in (("z", z), ("square", z[:, 0] ** 2), ("sum", z.sum(axis=1))):
             share = within(found[name], true)
             print(f"{name} at {level}: {np.round(share, 4)} ± {tolerance:.4f}")
@@ -134,7 +139,7 @@ def test_a_guide_that_is_moved_is_moved_back():
     posterior, units = posterior_of(planted.linear, planted.linear_case(moved=1.5))
     z, data = fresh(np.random.default_rng(1), 4000)
     found = am.recalibrate(posterior, units, functionals={"z": "z"}, key=KEY).intervals(data, key=KEY)["z"]
-    assert np.all(np.abs(within(found, z) - 0.9) <= 5 * error(0.9, 2000, 4000))
+    assert np.all(np.abs(within(found, z) - 0.9) <= 5 * binomial(0.9, 2000, 4000))
     sd = np.sqrt(np.diagonal(planted.LINEAR.posterior(data["x"])[1]))
     width = np.mean(found.sel(bound="upper") - found.sel(bound="lower"), axis=0) / (2 * stats.norm.ppf(0.95) * sd)
     print(f"width over the exact one {np.round(width.values, 3)}")
@@ -170,12 +175,12 @@ def test_faults_that_cancel_over_sizes_are_cured_in_every_slice():
         own = intervals["slice"].values == name
         share = within(intervals["z"][own], z[own])
         print(f"{name}: {share:.4f} of {own.sum()}")
-        assert abs(share - 0.9) <= 5 * error(0.9, 2000, own.sum())
+        assert abs(share - 0.9) <= 5 * binomial(0.9, 2000, own.sum())
     values = np.where([n > 8 for n in units.lengths["x"]], "long", "short")
     mine = am.recalibrate(posterior, units, functionals={"z": "z"}, key=KEY, by=values)
     by = np.where(long, "long", "short")
     intervals = mine.intervals({"x": x}, key=KEY, by=by)
-    assert abs(within(intervals["z"][long], z[long]) - 0.9) <= 5 * error(0.9, 1000, long.sum())
+    assert abs(within(intervals["z"][long], z[long]) - 0.9) <= 5 * binomial(0.9, 1000, long.sum())
     with pytest.raises(am.DataError, match="unit '0' has 'medium', of which no unit was simulated; expected one of"):
         mine.intervals({"x": x[:1]}, key=KEY, by=["medium"])
     with pytest.raises(am.DataError, match="by= is missing; expected one value for each unit"):
@@ -194,7 +199,7 @@ def test_with_globals_units_are_those_of_their_own_draws(follows):
     data = {"x": (z + rng.standard_normal(4000)).astype(np.float32)}
     share = within(found.intervals(data, key=KEY)["z"], z)
     print(f"{share:.4f}")
-    assert abs(share - 0.9) <= 5 * error(0.9, 2000, 4000)
+    assert abs(share - 0.9) <= 5 * binomial(0.9, 2000, 4000)
 
 
 def test_discrete_values_are_covered_at_least_so_often():
@@ -205,10 +210,77 @@ def test_discrete_values_are_covered_at_least_so_often():
     rate = rng.gamma(planted.SHAPE, 1 / planted.RATE, size=4000)
     data = {"x": rng.poisson(rate[:, None], size=(4000, 5)).astype(np.int32)}
     intervals = found.intervals(data, 0.8, key=KEY)
-    assert abs(within(intervals["rate"], rate) - 0.8) <= 5 * error(0.8, 2000, 4000)
+    assert abs(within(intervals["rate"], rate) - 0.8) <= 5 * binomial(0.8, 2000, 4000)
     share = within(intervals["whole"], np.floor(rate))
     print(f"whole numbers: {share:.4f}")
-    assert share >= 0.8 - 5 * error(0.8, 2000, 4000)
+    assert share >= 0.8 - 5 * binomial(0.8, 2000, 4000)
+
+
+def measured(x, error):
+    with numpyro.plate("unit", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.deterministic("twice", 2 * z)
+        numpyro.sample("x", dist.Normal(z, error), obs=x)
+
+
+def test_by_a_covariate_of_the_unit_and_of_a_deterministic_site():
+    """q is half as wide as it should be where the error is above one."""
+    rng = np.random.default_rng(0)
+
+    def draw(key, unit, shared):
+        error, noise = unit.arrays["error"], jax.random.normal(key)
+        variance = error**2 / (1 + error**2)
+        local = unit.arrays["x"] / (1 + error**2) + jnp.where(error > 1, 0.5, 1.0) * jnp.sqrt(variance) * noise
+        return local[None], jnp.zeros(())
+
+    errors = rng.uniform(0.3, 2.0, 80).astype(np.float32)
+    posterior, units = posterior_of(measured, planted.known(measured, {"x": 0 * errors, "error": errors}, draw))
+    found = am.recalibrate(posterior, units, functionals={"twice": "twice"}, key=KEY, by="error")
+    assert len(found.slices.names) == 4
+    z, error = rng.standard_normal(4000), rng.choice(errors, 4000)
+    data = {"x": (z + error * rng.standard_normal(4000)).astype(np.float32), "error": error}
+    intervals = found.intervals(data, key=KEY)
+    for number, name in enumerate(found.slices.names):
+        own = intervals["slice"].values == name
+        assert np.array_equal(own, np.searchsorted(found.slices.edges, error) == number)
+        assert abs(within(intervals["twice"][own], 2 * z[own]) - 0.9) <= 5 * binomial(0.9, 500, own.sum())
+    low, high = (found.levels["twice"][slice_][25] for slice_ in (0, 3))
+    assert high < 0 < 0.02 < low < 0.08
+
+
+def schools(x):
+    with numpyro.plate("unit", x.shape[0], dim=-2):
+        level = numpyro.sample("level", dist.Normal(0, 1))
+        with numpyro.plate("pupil", x.shape[1], dim=-1):
+            skill = numpyro.sample("skill", dist.Normal(level, 1.0))
+            numpyro.sample("x", dist.Normal(skill, 0.7), obs=x)
+
+
+def test_functions_see_no_padding():
+    """A Gaussian tree, of which one Newton step is the posterior; the mean of as many skills as a unit has pupils."""
+    rng = np.random.default_rng(0)
+
+    def drawn(count):
+        sizes = rng.integers(1, 6, size=count)
+        skills = [rng.standard_normal() + rng.standard_normal(n) for n in sizes]
+        return skills, {"x": [(s + 0.7 * rng.standard_normal(len(s))).astype(np.float32) for s in skills]}
+
+    plan = am.amortize(schools, drawn(30)[1], plate="unit")
+    units = as_units(drawn(30)[1], plan.model, "unit")
+    joint, guide = initialise(plan, to_batch(units), KEY)
+    still = jax.tree.map(lambda x: 0 * x if eqx.is_inexact_array(x) else x, guide.local.family)
+    posterior = am.Posterior(plan, joint, eqx.tree_at(lambda g: g.local.family, guide, still), RECORD, None)
+    mean = {"mean": lambda unit: jnp.nanmean(unit["skill"])}
+    found = am.recalibrate(posterior, units, functionals=mean, key=KEY)
+    skills, data = drawn(3000)
+    share = within(found.intervals(data, key=KEY)["mean"], np.array([s.mean() for s in skills]))
+    print(f"{share:.4f}")
+    assert abs(share - 0.9) <= 5 * binomial(0.9, 2000, 3000)
+    low, high = found.levels["mean"][0][[100, 1900]]
+    assert abs(low - 0.05) < 5 * 0.011
+    assert abs(high - 0.95) < 5 * 0.011
+    with pytest.raises(am.DataError, match="site 'skill' has as many numbers as a unit has elements of plate 'pupil'"):
+        am.recalibrate(posterior, units, functionals={"skill": "skill"}, key=KEY)
 
 
 # What is kept, said and refused
@@ -234,8 +306,9 @@ def test_it_says_what_holds_and_what_does_not(recalibrated):
     assert "recalibrated on 2,000 simulated units with 500 draws each" in said
     assert "z has 3 numbers" in said
     assert "90% of sum is from level" in said
+    assert "so many standard deviations of the draws outside" in said
     for words in ("with probability from p to", "units simulated from the model", "nothing is said of any one unit"):
-        assert words in said
+        assert words in " ".join(said.split())
     assert "These are intervals only" in said
 
 
@@ -268,6 +341,39 @@ def test_levels_that_few_units_can_not_support_are_refused(narrow):
 def test_impossible_functionals_are_refused(narrow, functionals, match):
     with pytest.raises(am.DataError, match=match):
         am.recalibrate(*narrow, functionals=functionals, key=KEY)
+
+
+def test_what_can_not_be_simulated_is_refused():
+    def model(x):
+        with numpyro.plate("unit", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0, 1))
+            numpyro.factor("more", -0.1 * z**2)
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    data = {"x": np.zeros(8, np.float32)}
+    posterior, units = posterior_of(model, planted.known(model, data, planted.normal_draw([[0.5]], [[0.7]])))
+    with pytest.raises(am.ModelError, match=r"model 'model' can't be simulated: .*; nobody knows then"):
+        am.recalibrate(posterior, units, functionals={"z": "z"}, key=KEY)
+    plan = am.amortize(planted.groups, data, plate="unit", encoder=am.free())
+    joint, guide = initialise(plan, to_batch(as_units(data, planted.groups, "unit")), KEY)
+    free = am.Posterior(plan, joint, guide, RECORD, None)
+    with pytest.raises(am.GuideError, match=r"am\.free\(\) has no q for simulated units"):
+        am.recalibrate(free, data, functionals={"z": "z"}, key=KEY)
+    groups, units = posterior_of(planted.groups, planted.groups_case())
+    with pytest.raises(am.DataError, match=r"functional 'level' is 'level'; .*sites \['z'\] of plate 'unit'"):
+        am.recalibrate(groups, units, functionals={"level": "level"}, key=KEY)
+
+
+def test_draws_that_are_not_finite_are_refused():
+    joint, guide, units = planted.linear_case()
+
+    def broken(key, unit, shared):
+        local, log_q = guide.draw(key, unit, shared)
+        return jnp.where(unit.arrays["x"][0] > 1.5, jnp.nan, 1.0) * local, log_q
+
+    case = joint, planted.Known(None, guide.local, None, None, draw=broken), units
+    with pytest.raises(am.DataError, match=r"'z' is not finite in \d+ of 2000 simulated units; check the functional"):
+        am.recalibrate(*posterior_of(planted.linear, case), functionals={"z": "z"}, key=KEY)
 
 
 def test_impossible_slices_are_refused(narrow):
