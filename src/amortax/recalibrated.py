@@ -31,8 +31,8 @@ _FORMAT = "amortax-recalibration/1"
 _GUARANTEE = (
     "What holds: an interval of level p of one functional holds the truth with probability from p to p + 1/(n + 1){}, "
     "n the simulated units; more often where values are discrete. That is on average over units simulated from the "
-    "model, with globals from q(v) and with covariates, lengths and gaps as in the units given to recalibrate, and over "
-    "what was simulated here.",
+    "model, with globals from q(v) and with covariates, lengths and gaps as in the units given to recalibrate, and "
+    "over what was simulated here.",
     "What does not: nothing is said of any one unit, of several functionals at once, or of the world where the model "
     "or q(v) is wrong. These are intervals only: draws, means and densities of q stay as they are.",
 )
