@@ -16,6 +16,7 @@ class Mutation(NamedTuple):
     words: str = ""
 
 
+SIMULATED, CALIBRATION = "checks/simulated.py", "exact/test_calibration.py"
 MASKS, BASE, TYPES = "joint/masks.py", "objectives/base.py", "_types.py"
 SCALING, NOISE, ENCODERS = "statistical/test_scaling.py", "statistical/test_noise.py", "contracts/test_encoders.py"
 JACOBIAN = "return log_prob + jacobian"
@@ -451,5 +452,105 @@ MUTATIONS = (
         "shared, _ = guide.sample_shared(jax.random.key(0))",
         "exact/test_recalibration.py",
         "with_globals",
+    ),
+    Mutation(
+        "HMC without the Jacobian of its frames",
+        "refine/coordinates.py",
+        "return frame.place(free), frame.log_det - ",
+        "return frame.place(free), -",
+        "exact/test_whole_draws.py",
+        "jacobian",
+    ),
+    Mutation(
+        "HMC's locals in the order of their lengths",
+        "refine/whole.py",
+        "np.concatenate(parts, axis=1)[:, order]",
+        "np.concatenate(parts, axis=1)",
+        "exact/test_whole_draws.py",
+        "made_right",
+    ),
+    Mutation(
+        "strict ranks of discrete sites", SIMULATED, "uniform * (equal + 1)", "uniform", CALIBRATION, "broken_at_random"
+    ),
+    Mutation("coverage off by one", SIMULATED, "/ (draws.shape[0] + 1)", "/ draws.shape[0]", CALIBRATION, "nineteen"),
+    Mutation(
+        "true latents ranked at other globals",
+        SIMULATED,
+        "joint, (local, chosen, shared), context",
+        "joint, (local, chosen, guide.sample_shared(key)[0]), context",
+        CALIBRATION,
+        "exact_guides_raise_nothing",
+    ),
+    Mutation(
+        "padding ranked",
+        SIMULATED,
+        "own &= (jnp.arange(shape[axis]) < length)",
+        "own &= (jnp.arange(shape[axis]) >= 0)",
+        CALIBRATION,
+        "without_their_padding",
+    ),
+    Mutation(
+        "activity with the noise of its draws",
+        "checks/activity.py",
+        "centred[:, :, 0], centred[:, :, 1]) /",
+        "centred[:, :, 0], centred[:, :, 0]) /",
+        "checks/test_activity.py",
+        "directions_without_noise",
+    ),
+    Mutation(
+        "an idle latent that is not needed called a failure",
+        "checks/activity.py",
+        "np.select([active, ~stays]",
+        "np.select([active, ~stays & False]",
+        "checks/test_activity.py",
+        "eigenvalues_above_the_noise",
+    ),
+    Mutation(
+        "ties of replications counted whole",
+        "checks/predictive.py",
+        "0.5 * np.sum(near & valid, axis=0)",
+        "1.0 * np.sum(near & valid, axis=0)",
+        "checks/test_predictive.py",
+        "ties_count_half",
+    ),
+    Mutation(
+        "padding in a predictive statistic",
+        "checks/predictive.py",
+        "own = np.ones(values.shape[1:], bool) if mask is None",
+        "own = np.ones(values.shape[1:], bool) if True",
+        "checks/test_predictive.py",
+        "missing_and_padded",
+    ),
+    Mutation(
+        "replications at the prior",
+        "checks/predictive.py",
+        "return draw_again(joint, data_key, local, v, unit)",
+        "return draw_again(joint, data_key, 0.0 * local, v, unit)",
+        "checks/test_predictive.py",
+        "data_of_the_model_pass",
+    ),
+    Mutation(
+        "components turned round in the prior alone",
+        "checks/switching.py",
+        "return jnp.stack([terms.unit, terms.shared])",
+        "return jnp.stack([0.0 * terms.unit, terms.shared])",
+        "checks/test_switching.py",
+        "tells_apart",
+    ),
+    Mutation(
+        "a spread in sds of the prior",
+        "seeds.py",
+        "square = means.var(axis=0, ddof=1) / own",
+        "square = means.var(axis=0, ddof=1)",
+        "exact/test_seeds.py",
+        "moved_global",
+    ),
+    Mutation(
+        "own latents taken for those of others",
+        "joint/blanket.py",
+        "np.where(mine, values, 0.5 - values)",
+        "np.where(mine & False, values, 0.5 - values)",
+        "joint/test_blanket.py",
+        "neighbours_latent",
     ),
 )

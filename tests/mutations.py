@@ -4,8 +4,7 @@
     python tests/mutations.py jacobian     those whose name contains a word
 
 The package is copied, one place in the copy changed (`mutation_table.py`), and pytest run on the copy. A bug is caught
-if tests failed, not if nothing could be run. `test_mutations.py` checks that each place is still in the source. Not
-planted, since what they would break is not built yet: ranks of discrete sites, coverage off by one.
+if tests failed, not if nothing could be run. `test_mutations.py` checks that each place is still in the source.
 """
 
 from __future__ import annotations

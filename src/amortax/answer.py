@@ -32,14 +32,31 @@ def split_keys(key: Array) -> tuple[Array, Array]:
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def sample(joint: Joint, guide: Guide, data: Units, num_samples: int, key: Array) -> tuple[Arrays, Arrays]:
-    """(globals, per-unit sites) in the user's own space, deterministic sites included."""
-    return _collect(joint, guide, data, data, num_samples, key, _constrained)
+def sample(
+    joint: Joint, guide: Guide, data: Units, num_samples: int, key: Array, shared: Array | None = None
+) -> tuple[Arrays, Arrays]:
+    """(globals, per-unit sites) in the user's own space, deterministic sites included; at `shared` globals."""
+    shared = draw_shared(guide, split_keys(key)[0], num_samples) if shared is None else shared
+    return _collect(joint, guide, data, data, shared, key, _constrained)
+
+
+def written(joint: Joint, data: Units, found: Arrays, draws: dict[int, np.ndarray], shared: Array, key: Array) -> None:
+    """Puts unconstrained locals of some units, place in `data` -> (sample, d), into what `sample` found."""
+    places = np.array(sorted(draws), np.int64)
+    lengths, num_samples = bucketed_lengths(data), shared.shape[0]
+    for chunk in chunks(data.take(places), joint.structure, num_samples, lengths) if len(places) else ():
+        rows = places[np.asarray(chunk.index)]
+        local = jnp.asarray(np.stack([draws[int(i)] for i in rows]))
+        values = _placed(joint, split_keys(key)[1], local, shared, chunk.batch, jnp.asarray(rows))
+        size = chunk.stop - chunk.start
+        for name, value in values.items():
+            found[name][:, rows[:size]] = np.swapaxes(np.asarray(value)[:size], 0, 1)
 
 
 def predict(joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int, key: Array) -> tuple[Arrays, Arrays]:
     """Posterior-predictive draws of the observed sites at the covariates of `at`, latents inferred from `data`."""
-    return _collect(joint, guide, data, at, num_samples, key, _predicted)
+    shared = draw_shared(guide, split_keys(key)[0], num_samples)
+    return _collect(joint, guide, data, at, shared, key, _predicted)
 
 
 def log_prob(joint: Joint, guide: Guide, data: Units, values: Arrays) -> Terms:
@@ -119,10 +136,9 @@ def _log_prob(joint: Joint, guide: Guide, batch: Batch, values: dict[str, Array]
 
 
 def _collect(
-    joint: Joint, guide: Guide, data: Units, at: Units, num_samples: int, key: Array, what: Callable
+    joint: Joint, guide: Guide, data: Units, at: Units, shared: Array, key: Array, what: Callable
 ) -> tuple[Arrays, Arrays]:
-    shared_key, unit_key = split_keys(key)
-    shared = draw_shared(guide, shared_key, num_samples)
+    unit_key, num_samples = split_keys(key)[1], shared.shape[0]
     together = draws_per_call(at, joint.structure, num_samples)
     globals_found: Arrays = {}
     units_found: Arrays = {}
@@ -180,6 +196,20 @@ def _draw(
 
     over_units = jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0), out_axes=(0, None))
     return jax.vmap(over_units, in_axes=(0, 0, None, None, None, None))(shared, draws, index, contexts, batch, where)
+
+
+@eqx.filter_jit
+def _placed(joint: Joint, key: Array, local: Array, shared: Array, batch: Batch, index: Array) -> dict[str, Array]:
+    """Per-unit sites (unit, sample, ...) at locals (unit, sample, d)."""
+
+    def one(index: Array, local: Array, unit: Batch) -> dict[str, Array]:
+        def at(key: Array, local: Array, shared: Array) -> dict[str, Array]:
+            values = _constrained(joint, key, local, shared, unit, None)
+            return {s.name: values[s.name] for s in joint.structure.sites if s.per_unit and s.name in values}
+
+        return jax.vmap(at)(jax.random.split(jax.random.fold_in(key, index), local.shape[0]), local, shared)
+
+    return jax.vmap(one)(index, local, batch)
 
 
 def _constrained(

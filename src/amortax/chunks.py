@@ -54,19 +54,26 @@ def chunks(data: Units, structure: Structure, draws: int, lengths: dict[str, int
         yield Chunk(batch, jnp.minimum(start + jnp.arange(size), len(data) - 1), start, stop)
 
 
+def bucketed(data: Units) -> Units:
+    """All units padded as `chunks` does, so that they have the same number of locals."""
+    lengths = bucketed_lengths(data)
+    return _trimmed(data, lengths).padded(len(data), lengths)
+
+
 def draws_per_call(data: Units, structure: Structure, draws: int) -> int:
     """Draws of one unit that fit the memory bound together."""
-    return max(1, min(draws, BYTES // _bytes_per_draw(data, structure)))
+    return max(1, min(draws, BYTES // bytes_per_draw(data, structure)))
 
 
 def _units_per_chunk(data: Units, structure: Structure, draws: int) -> int:
     together = draws_per_call(data, structure, draws)
-    room = BYTES // (_bytes_per_draw(data, structure) * together)
+    room = BYTES // (bytes_per_draw(data, structure) * together)
     fitting = [bucket for bucket in UNIT_BUCKETS if bucket <= max(room, 1)]
     return fitting[-1]
 
 
-def _bytes_per_draw(data: Units, structure: Structure) -> int:
+def bytes_per_draw(data: Units, structure: Structure) -> int:
+    """What one draw of one unit takes, by estimate."""
     numbers = sum(math.prod(x.shape[1:]) for x in data.arrays.values()) + structure.size("local") ** 2
     assignments = math.prod(level.size for level in levels_of(structure, structure.drawn))
     return 4 * TEMPORARIES * max(numbers, 8) * assignments

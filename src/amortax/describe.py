@@ -14,6 +14,7 @@ from ._recipe import Recipe
 from ._types import PyTree
 from .joint.assignments import choice_size
 from .joint.levels import levels_of
+from .unsuited import unheard
 
 SUMMED = "summed exactly"
 BELIEFS = "; beliefs of a step given the steps up to it, no posterior of a whole series"
@@ -49,15 +50,13 @@ def describe(plan: Any) -> str:
     seen = [f.name + (f" (set along {f.plate})" if f.plate else "") for f in plan.inputs.features]
     sees = ", ".join(seen) + BELIEFS * plan.filters
     over = "whole data sets" if structure.whole else f"plate '{structure.plate}'"
-    console.print(
-        f"model {structure.model}, amortized over {over}; observes {names['observed']}",
-        highlight=False,
-    )
+    console.print(f"model {structure.model}, amortized over {over}; observes {names['observed']}", highlight=False)
     console.print(table)
     encodes = "no continuous local latents: nothing to encode" if plan.encoder is None else f"the encoder sees {sees}"
     if plan.free:
         encodes = f"free: {count} own parameters, no encoder; answers for these units only"
-    console.print(encodes, highlight=False)
+    gap = unheard(structure, plan.encoder) if plan.inputs.by_step else ""
+    console.print(encodes + f"\n{gap}" * bool(gap), highlight=False)
     if structure.params:
         console.print(f"learned by maximum likelihood: {', '.join(structure.params)}", highlight=False)
     if structure.cannot_simulate:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from ._errors import FitError
 from ._types import Batch, check_key
+from .checks.shift import reference_of
 from .data import Units
 from .focus import visits_of
 from .guide import Guide
@@ -96,7 +97,8 @@ def fit(
     objective = objective or _default_objective(plan, training, latents)
     joint, built, record = train(pair, known, key=train_key, objective=objective, optimizer=optimizer, run=run)
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
-    return Posterior(plan, joint, built, record, found.schema)
+    reference = reference_of(joint, built, found)
+    return Posterior(plan, joint, built, record, found.schema, reference)
 
 
 def _split(

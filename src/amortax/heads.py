@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -123,22 +124,26 @@ class Newton(AbstractHead):
         def density(free: Array) -> Array:
             return joint.unit_log_prob(frame.place(free), shared, unit).unit
 
-        start = self.point(*context)
-        gradient = jax.grad(density)(start)
-        precision = positive(-jax.hessian(density)(start))
-        if start.shape[0] == 1:
-            scale = jax.lax.rsqrt(precision[0])
-            step = bounded(gradient / precision[0])
-            placed = Frame(frame.place(start + step), frame.factor * scale)
-            log_scale = jnp.log(scale)
-        else:
-            root = solve_lower(cholesky(precision), jnp.eye(start.shape[0]))  # rootᵀ root is the covariance
-            step = bounded(root.T @ (root @ gradient))
-            factor = cholesky(root.T @ root)
-            placed = Frame(frame.place(start + step), frame.factor[:, None] * factor)
-            log_scale = jnp.log(jnp.diagonal(factor))
+        placed, step, log_scale = dense_newton_frame(density, self.point(*context), frame)
         globals_told = (whitened,) if self.tells_globals else ()
         return placed, (*context, *globals_told, step, log_scale)
+
+
+def dense_newton_frame(
+    density: Callable[[Array], Array], start: Float[Array, " d"], frame: Frame
+) -> tuple[Frame, Float[Array, " d"], Float[Array, " d"]]:
+    """(frame, step, log scales) of one Newton step on `density` from `start`, both in the numbers of `frame`."""
+    gradient = jax.grad(density)(start)
+    precision = positive(-jax.hessian(density)(start))
+    if start.shape[0] == 1:
+        scale = jax.lax.rsqrt(precision[0])
+        step = bounded(gradient / precision[0])
+        return Frame(frame.place(start + step), frame.factor * scale), step, jnp.log(scale)
+    root = solve_lower(cholesky(precision), jnp.eye(start.shape[0]))  # rootᵀ root is the covariance
+    step = bounded(root.T @ (root @ gradient))
+    factor = cholesky(root.T @ root)
+    placed = Frame(frame.place(start + step), frame.factor[:, None] * factor)
+    return placed, step, jnp.log(jnp.diagonal(factor))
 
 
 class NestedNewton(AbstractHead):

@@ -54,17 +54,19 @@ def _without_padding(site: Site, structure: Structure, data: Units, value: np.nd
     return value
 
 
-def to_datatree(dataset: Any) -> Any:
+def to_datatree(dataset: Any, report: Any = None) -> Any:
     """A DataTree with the group `posterior` and dims (chain=1, draw, ...), as ArviZ expects them.
 
-    With a bare `sample` dim ArviZ 0.23 would summarise all units as one.
+    With a `report` of `posterior.check` the group `check` has the verdict of every unit, by label. (With a bare
+    `sample` dim ArviZ 0.23 would summarise all units as one.)
     """
     import xarray
 
     group = dataset.drop_vars("sample", errors="ignore")
     group = group.rename_dims(sample="draw") if "sample" in group.dims else group
     group = group.assign_coords(draw=np.arange(group.sizes["draw"])).expand_dims(chain=[0])
-    return xarray.DataTree.from_dict({"posterior": group})
+    checked = {} if report is None else {"check": report.to_dataset()}
+    return xarray.DataTree.from_dict({"posterior": group, **checked})
 
 
 def values_of(structure: Structure, values: Any, labels: np.ndarray) -> tuple[dict[str, np.ndarray], bool]:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 
 from . import answer
-from ._errors import ArtifactError, DataError, GuideError, check_entries
-from ._types import PyTree, Terms, check_key, whole_number
-from .artifact import read_artifact, write_artifact
+from ._errors import ArtifactError, DataError, GuideError
+from ._types import Terms, check_key, whole_number
+from .checks.shift import Reference
 from .data import TableSchema, Units
 from .elsewhere import place_of
 from .evidence import evidence
@@ -29,6 +29,7 @@ from .joint.reread import matching_params
 from .joint.whole import program_of
 from .own import with_rows
 from .plan import Plan
+from .stored import filled, read_posterior, write_posterior
 from .train.record import Record
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Posterior(eqx.Module):
     guide: Guide
     record: Record = eqx.field(static=True)
     schema: TableSchema | None = eqx.field(static=True)
+    reference: Reference | None = None  # what the training units were like; None where nobody kept it
 
     def __str__(self) -> str:
         r = self.record
@@ -166,16 +168,40 @@ class Posterior(eqx.Module):
         if num_samples is not None:
             checks = dataclasses.replace(checks, num_samples=whole_number("num_samples", num_samples))
         known = self.training_units(found, training)
-        return check(self.joint, self.guide, found, known, key=key, checks=checks, about=self._about())
+        pair, about = (self.joint, self.guide), self._about()
+        return check(*pair, found, known, key=key, checks=checks, about=about, reference=self.reference)
+
+    def refine(
+        self,
+        data: Any,
+        *,
+        key: Array,
+        num_samples: int = 1000,
+        budget: float | int | str | None = None,
+        training: Any = None,
+    ) -> Any:
+        """Draws as `sample` gives them, of units that q answers badly repaired, each only as far as it needs.
+
+        **Arguments:** as for `sample`; `budget` seconds, after which what is left is called FAIL; None, as long as it
+        takes; `"exact"`, and small errors are repaired too, and the globals, which needs `training`, all training
+        units, unless `data` are those.
+
+        **Returns** the Dataset of `sample` with, for every unit, `rung` (encoder, own, reweight, smc, hmc), `verdict`
+        (PASS, or FAIL where no rung sufficed) and `seconds`; its attribute `globals_rung` says which draws the globals
+        are. Units that need nothing have the draws of `sample`.
+        """
+        from .repair import refine
+
+        self.refuse_beliefs("refine")
+        check_key(key)
+        num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
+        known = self.training_units(found, training)
+        return refine(self.joint, self.guide, found, known, num_samples=num_samples, key=key, budget=budget)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file: everything but the model, checked by SHA-256 when it is read again."""
-        content = {
-            "plan": self.plan.to_json(),
-            "record": self.record.to_json(),
-            "schema": None if self.schema is None else self.schema.to_json(),
-        }
-        write_artifact(path, content, dict(_named(_arrays(self.joint, self.guide))))
+        pair = (self.joint, self.guide)
+        write_posterior(path, self.plan, pair, self.record, self.schema, self.reference)
 
     def answerable(self, data: Any) -> Units:
         """`data` as checked units that this posterior can answer for, or a `DataError` that says why it can't."""
@@ -221,28 +247,6 @@ class Posterior(eqx.Module):
         }
 
 
-def read_posterior(
-    path: str | os.PathLike[str], model: Callable
-) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray]]:
-    """What `save` wrote: plan, record, schema and named arrays; `model` is put into the plan and not run.
-
-    **Raises** `ArtifactError` naming the file, if any bit or entry of it is wrong.
-    """
-    content, arrays = read_artifact(path)
-    try:
-        check_entries("posterior", content, ("plan", "record", "schema"))
-        plan, record = Plan.from_json(content["plan"], model), Record.from_json(content["record"])
-        schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
-    except ArtifactError as error:
-        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ArtifactError(
-            f"{os.fspath(path)}: the description of the posterior can't be read: {reason}; another version wrote it"
-        ) from error
-    return plan, record, schema, arrays
-
-
 def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     """Reads a saved posterior; `model` is the function it was trained with.
 
@@ -256,34 +260,5 @@ def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtifactError(f"{path}: the recipes it names can't be built: {reason}") from error
-    return Posterior(plan, *_filled(joint, guide, arrays, os.fspath(path)), record, schema)
-
-
-def _arrays(joint: Joint, guide: Guide) -> PyTree:
-    return (joint.params, eqx.filter(guide, lambda x: hasattr(x, "shape")))
-
-
-def _named(tree: PyTree) -> list[tuple[str, np.ndarray]]:
-    return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _filled(joint: Joint, guide: Guide, arrays: dict[str, np.ndarray], path: str) -> tuple[Joint, Guide]:
-    """The skeleton with the stored arrays in their places."""
-    wanted = _arrays(joint, guide)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(wanted)
-    names = [jax.tree_util.keystr(where) for where, _ in leaves]
-    if set(names) != set(arrays):
-        raise ArtifactError(
-            f"{path}: arrays {sorted(set(names) ^ set(arrays))[:3]} are not in both the file and the model; "
-            "give the model that was trained"
-        )
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        if tuple(leaf.shape) != arrays[name].shape:
-            raise ArtifactError(
-                f"{path}: array {name} has shape {arrays[name].shape}, the model needs {tuple(leaf.shape)}"
-            )
-        if leaf.dtype != arrays[name].dtype:
-            raise ArtifactError(f"{path}: array {name} is of {arrays[name].dtype}, the model needs {leaf.dtype}")
-    params, filled = jax.tree_util.tree_unflatten(treedef, [jnp.asarray(arrays[name]) for name in names])
-    static = eqx.filter(guide, lambda x: hasattr(x, "shape"), inverse=True)
-    return Joint(joint.model, joint.structure, params), eqx.combine(filled, static)
+    joint, guide, reference = filled(joint, guide, arrays, os.fspath(path))
+    return Posterior(plan, joint, guide, record, schema, reference)

@@ -75,6 +75,21 @@ def k_limit(num_samples: int) -> float:
     return min(1.0 - 1.0 / math.log10(num_samples), 0.7)
 
 
+def k_error(k: np.ndarray, num_samples: int, repeats: int = 1) -> np.ndarray:
+    """Monte-Carlo standard error of the median of `repeats` k-hats, each of `num_samples` draws (0 without fit).
+
+    The shape of a generalised Pareto distribution, fitted to M values, has asymptotic variance (1 + k)² / M (Smith
+    1987), of which the prior of the fit leaves the square of M / (M + 10); a median of several that differ by
+    Monte Carlo alone has π/2 times the variance of their mean.
+
+    >>> k_error(np.array([0.7]), 1000).round(3)
+    array([0.158])
+    """
+    tail = tail_length(num_samples)
+    one = np.maximum(1.0 + np.where(np.isfinite(k), k, -1.0), 0.0) * math.sqrt(tail) / (tail + 10.0)
+    return one if repeats < 3 else one * math.sqrt(math.pi / 2 / repeats)
+
+
 def pareto_k(log_weights: Float[Array, " num_samples"]) -> Float[Array, ""]:
     """Pareto k-hat of one unit's log weights, in nats and up to any constant.
 
@@ -149,6 +164,7 @@ def _fit_tail(log_weights: Float[Array, " num_samples"]) -> _Tail:
     """The tail of one unit's weights and its fit; every case that has none is told apart in `k`."""
     largest = jnp.max(log_weights)
     values, indices = jax.lax.top_k(log_weights - largest, tail_length(log_weights.size) + 1)
+    values, indices = jax.lax.optimization_barrier((values, indices))  # or XLA sorts all weights: 4 times as slow
     cutoff, tail, indices = values[-1], values[:-1][::-1], indices[:-1][::-1]
     valid = tail > cutoff
     log_excess = tail + jnp.log(-jnp.expm1(jnp.where(valid, cutoff - tail, -1.0))) - jnp.log(-jnp.expm1(cutoff))

@@ -9,6 +9,7 @@ from ._errors import GuideError, ModelError
 from ._recipe import Recipe
 from .encoders.causal import causal
 from .encoders.free import free
+from .encoders.sequence import temporal_convolution
 from .families.discrete import factorised
 from .heads import concatenate, newton
 from .joint.arguments import unplanned
@@ -59,6 +60,28 @@ def check_head(encoder: Recipe | None, head: Recipe | None, *, by_step: bool) ->
             f"encoder=am.free() with head=am.{type(head).__name__}(): parameters of a unit's own are not told the "
             "globals, and its locals would ignore them; leave out the head, am.newton() places them by the model"
         )
+
+
+def unheard(structure: Structure, encoder: Recipe | None) -> str:
+    """What steps of a series are not told, though their latents may depend on it; empty where they hear of all."""
+    if not isinstance(encoder, temporal_convolution):
+        return ""
+    reach, length = 2**encoder.layers - 1, _steps(structure)
+    if length is None or reach >= length - 1:
+        return ""
+    return (
+        f"structural gap: each step of q is told of {reach} steps before and after it, of {length}; what lies further "
+        f"away is lost to it at any width. am.temporal_convolution(layers={(length - 1).bit_length()}), am.recurrent() "
+        "and am.attention_sequence() hear of all"
+    )
+
+
+def _steps(structure: Structure) -> int | None:
+    """The length of a series, if all units have the same."""
+    ordered = {plate.name for plate in structure.plates if not plate.exchangeable}
+    along = [n for a in structure.arguments for n, name in zip(a.shape, a.dims, strict=False) if name in ordered]
+    along += [a.shape[0] for a in structure.arguments if a.role == "observed" and a.shape]
+    return along[0] if along else None
 
 
 def check_missing(structure: Structure, missing: Sequence[str]) -> None:

@@ -91,6 +91,31 @@ def test_the_bounds_rise_to_the_evidence(exact, data, full):
     assert abs(means[2]) <= 0.02
 
 
+@pytest.mark.slow
+def test_units_unlike_the_training_units_are_flagged_and_those_like_them_hardly_ever(exact, full):
+    """Shares of TRUST: 2% of clean units at most, 92% at latents x 10, 98% at inputs x 10, 90% of bad ones at x 6."""
+    checks = am.Checks(num_samples=1000, simulated_units=0, gap_units=0, predictive_draws=0)
+    rng = np.random.default_rng(8)
+
+    def flagged(latents, inputs):
+        z = latents * rng.standard_normal((2000, 3))
+        x = z @ exact.weight.T + exact.mean + exact.noise * rng.standard_normal((2000, 10))
+        x = (inputs * x).astype(np.float32)
+        kl = normal_kl(*normals_of(full, {"x": x}), *exact.posterior(x))
+        found = full.check({"x": x}, key=jax.random.key(9), checks=checks).units["verdict"] != "PASS"
+        return found, kl
+
+    clean = flagged(1, 1)[0].mean()
+    six, kl = flagged(6, 1)
+    ten, inputs = flagged(10, 1)[0].mean(), flagged(1, 10)[0].mean()
+    print(f"flagged: clean {clean:.4f}, latents x 10 {ten:.3f}, inputs x 10 {inputs:.3f}, ", end="")
+    print(f"of latents x 6 with KL > 0.1 {six[kl > 0.1].mean():.3f}")
+    assert clean <= 0.02
+    assert ten >= 0.92
+    assert inputs >= 0.98
+    assert six[kl > 0.1].mean() >= 0.9
+
+
 def unit_batch(rows):
     from amortax._types import Batch
 

@@ -14,18 +14,19 @@ from .._errors import DataError
 from ..chunks import chunks
 from ..data import Units
 from ..guide import Guide
-from ..importance import shared_draws, shared_prior, unit_bounds, unit_numbers
+from ..importance import shared_draws, shared_weights, unit_numbers
 from ..joint.joint import Joint
-from ..psis import effective_sample_size, k_limit, pareto_k
+from ..psis import effective_sample_size, k_error, k_limit, pareto_k
 from .calibration import calibrate
+from .gaps import gaps
+from .model_side import model_side
 from .options import Checks
 from .report import Report
-from .verdicts import LARGEST_ERROR, LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
+from .shift import Reference, shifts
+from .shift_verdicts import shift_fact, shift_reasons, with_shifts
+from .verdicts import LOWEST_DRAWS, global_reasons, unit_reasons, unit_verdicts
 
 GLOBAL_DRAWS = 8  # at which units are judged
-OWN_DRAWS, FEWEST_OWN_DRAWS = 2000, 100  # for the weights of the globals: 500 missed a heavy tail at one key in eight
-EVALUATIONS = 50_000_000  # of one unit's density, for the globals' weights
-FEW, MOST = 8, 64  # draws of a unit per draw of the globals: few at first, more only where those are too noisy
 
 
 def check(
@@ -37,8 +38,9 @@ def check(
     key: Array,
     checks: Checks,
     about: dict[str, str],
+    reference: Reference | None,
 ) -> Report:
-    """The report on checked units `data`; `training` are all training units, None if not at hand."""
+    """The report on checked units `data`; `training` all training units, `reference` what they were like, or None."""
     num_samples = checks.num_samples
     if num_samples < LOWEST_DRAWS:
         raise DataError(
@@ -47,16 +49,21 @@ def check(
     unit_key, own_key = jax.random.split(key)
     units, numbers = _judge_units(joint, guide, data, unit_key, num_samples)
     reasons = unit_reasons(units, data.name, numbers["k_limit"])
+    units = with_shifts(units, shifts(joint, guide, data, reference))
+    reasons += shift_reasons(units, data.name)
     if guide.shared is not None:
         own = None if training is None else _judge_globals(joint, guide, training, own_key)
         numbers |= own or {}
         reasons += global_reasons(own)
     found = calibrate(joint, guide, data, key=jax.random.fold_in(unit_key, 2), checks=checks)
-    numbers |= found.numbers
-    reasons += found.reasons
+    beside = model_side(joint, guide, data, key=jax.random.fold_in(key, 2), checks=checks)
+    lost = gaps(joint, guide, data, training, key=jax.random.fold_in(key, 3), most=checks.gap_units)
+    numbers |= found.numbers | beside.numbers | lost.numbers
+    reasons += found.reasons + beside.reasons + lost.reasons
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
-    facts = {**about, "units checked": f"{len(data)}", "calibration": found.about}
-    return Report(verdict, tuple(reasons), units, numbers, joint.structure.plate, facts, found.tables)
+    facts = {"units checked": f"{len(data)}", "calibration": found.about, **shift_fact(reference), **beside.about}
+    units, plate, tables = units | beside.columns, joint.structure.plate, found.tables | beside.tables | lost.tables
+    return Report(verdict, tuple(reasons), units, numbers, plate, about | facts, tables)
 
 
 def _judge_units(
@@ -74,6 +81,7 @@ def _judge_units(
             joint.structure.plate: np.asarray(data.labels),
             "pareto_k": np.median(each.pareto_k, axis=1),
             "pareto_k_worst": np.max(each.pareto_k, axis=1),
+            "pareto_k_se": k_error(np.median(each.pareto_k, axis=1), num_samples, shared.shape[0]),
             "ess": np.median(each.ess, axis=1),
             "ess_worst": np.min(each.ess, axis=1),
             "elbo": np.mean(each.elbo, axis=1),
@@ -101,38 +109,17 @@ def _standard_error(values: np.ndarray, variance: np.ndarray) -> float:
 
 def _judge_globals(joint: Joint, guide: Guide, training: Units, key: Array) -> dict[str, float]:
     """k-hat, ESS and Monte-Carlo error of the weights of the globals, and the bound of everything together."""
-    size = len(training)
-    own = max(FEWEST_OWN_DRAWS, min(OWN_DRAWS, EVALUATIONS // (FEW * size)))
-    most = 1 if guide.local is None else int(np.clip(EVALUATIONS // (own * size), FEW, MOST))
-    shared, log_q = shared_draws(jax.random.fold_in(key, 0), guide, own)
-    evidence, bound, variance = _sums(joint, guide, training, shared, key, min(FEW, most))
-    if most > FEW and np.sqrt(np.median(variance)) > 0.2 * LARGEST_ERROR:
-        evidence, bound, variance = _sums(joint, guide, training, shared, key, most)
-    first = jax.tree.map(lambda x: x[0], next(iter(chunks(training, joint.structure, 1))).batch)
-    prior = np.asarray(shared_prior(joint, shared, first), np.float64)
-    weight = evidence + prior - np.asarray(log_q, np.float64)
-    total = bound + prior - np.asarray(log_q, np.float64)
+    found = shared_weights(key, guide, joint, training)
+    weight, total = found.log_weight, found.log_ratio
     centred = jnp.asarray(weight - weight.max(), jnp.float32)
     return {
         "globals_pareto_k": float(pareto_k(centred)),
         "globals_ess": float(effective_sample_size(centred)),
-        "globals_error_nats": float(np.sqrt(np.median(variance))),
-        "globals_k_limit": k_limit(own),
-        "globals_draws": float(own),
+        "globals_error_nats": found.error,
+        "globals_k_limit": k_limit(len(weight)),
+        "globals_draws": float(len(weight)),
         "elbo": float(total.mean()),
-        "elbo_se": float(total.std(ddof=1) / np.sqrt(own)),
+        "elbo_se": float(total.std(ddof=1) / np.sqrt(len(weight))),
         "iw_elbo": float(weight.mean()),
-        "iw_elbo_se": float(weight.std(ddof=1) / np.sqrt(own)),
+        "iw_elbo_se": float(weight.std(ddof=1) / np.sqrt(len(weight))),
     }
-
-
-def _sums(
-    joint: Joint, guide: Guide, training: Units, shared: Array, key: Array, per_unit: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Summed over units, for every draw of the globals: log evidence, mean log weight, variance of the first."""
-    sums = tuple(np.zeros(shared.shape[0]) for _ in range(3))
-    for chunk in chunks(training, joint.structure, shared.shape[0] * per_unit):
-        found = unit_bounds(jax.random.fold_in(key, 1), guide, joint, shared, chunk.batch, chunk.index, per_unit)
-        for total, part in zip(sums, found, strict=True):
-            total += np.asarray(part, np.float64)[: chunk.stop - chunk.start].sum(axis=0)
-    return sums[0], sums[1], sums[2]

@@ -20,12 +20,13 @@ from amortax._errors import DataError
 from amortax._files import write_bytes
 from amortax.checks.report_html import Page, render
 from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, is_numeric, number_rows, unit_texts
+from amortax.data.outgoing import arrow_table, pandas_frame
 
 Column = Sequence[Any] | np.ndarray
 Tables = dict[str, dict[str, np.ndarray]]  # title -> column -> entries
 
 _FORMAT = "amortax-report/1"
-_TERMINAL = ("verdict", "next_step", "pareto_k", "pareto_k_worst", "ess", "elbo", "reason")
+_TERMINAL = ("verdict", "next_step", "pareto_k", "pareto_k_worst", "ess", "input_shift", "elbo", "reason")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Report:
         verdict: PASS, WARN or FAIL, for the artifact on this data.
         reasons: the findings behind it; none for PASS.
         units: columns with one entry per unit: the labels, named by `unit_name`, then `verdict`, `reason`, `next_step`
-            (none, compare or refit), `elbo`, `iw_elbo`, `log_evidence` (nats), `pareto_k`, `ess` (median over
-            the draws of the globals), `pareto_k_worst`, `ess_worst`.
+            (none, reweight, refine or refit), `elbo`, `iw_elbo`, `log_evidence` (nats), `pareto_k`, `ess` (median over
+            the draws of the globals), `pareto_k_worst`, `ess_worst`, `pareto_k_se`; where the training units are known,
+            `input_shift`, `context_shift` and what tells of them.
         numbers: name to number; `report_words.NUMBERS` has their labels, units and meaning.
         unit_name: what a unit is called, such as "county"; also the name of the column of labels.
         about: facts in words: model, sites, encoder, families, number of units, versions.
@@ -57,7 +59,7 @@ class Report:
         DataError: where the parts do not fit together.
 
     >>> reason = Reason("pareto-k", "WARN", "1 of 1 counties has k 0.81, limit 0.70.", "train longer")
-    >>> columns = {"county": ["A"], "verdict": ["WARN"], "reason": ["pareto-k"], "next_step": ["compare"]}
+    >>> columns = {"county": ["A"], "verdict": ["WARN"], "reason": ["pareto-k"], "next_step": ["refine"]}
     >>> units = {name: np.array(column) for name, column in columns.items()}
     >>> report = Report("WARN", (reason,), units, {"elbo_per_unit": -1.2}, "county", {"model": "radon"})
     >>> Report.from_json(report.to_json()).verdict
@@ -129,6 +131,27 @@ class Report:
             unit_name=content["unit_name"],
             about=content["about"],
             tables={title: _decode_table(table["kinds"], table["columns"]) for title, table in tables.items()},
+        )
+
+    def to_arrow(self) -> Any:
+        """The units as a `pyarrow.Table`: label, verdict, reason, next step, numbers."""
+        return arrow_table(self.units)
+
+    def to_pandas(self) -> Any:
+        """The units as a `pandas.DataFrame`, one row per unit, labels in the column `unit_name`."""
+        return pandas_frame(self.units)
+
+    def to_dataset(self) -> Any:
+        """The units as an `xarray.Dataset` with their labels as coordinates, the verdict and all numbers as attributes.
+
+        `to_datatree(draws, report=report)` puts it beside the draws as the group `check`.
+        """
+        import xarray
+
+        columns = {name: (self.unit_name, np.asarray(x)) for name, x in self.units.items() if name != self.unit_name}
+        attributes = {"verdict": self.verdict, **{name: float(value) for name, value in self.numbers.items()}}
+        return xarray.Dataset(
+            columns, coords={self.unit_name: np.asarray(self.units[self.unit_name])}, attrs=attributes
         )
 
     def headline(self) -> str:

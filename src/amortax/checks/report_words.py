@@ -82,6 +82,49 @@ NUMBERS = {
         "Between the share of true latents in an interval, central or one-sided, and what the guide says of it. Chance "
         "alone gives about 0.03 with 2,000 units.",
     ),
+    "kl_per_unit": (
+        "KL of q from the prior, per unit",
+        "nats",
+        "How much a unit's data move q of its latents away from their prior, in the mean over units.",
+    ),
+    "latents": ("Latents of a unit", "", "Elements of an inner plate count as one, as do those of a site of over 100."),
+    "active_latents": (
+        "Active latents",
+        "",
+        "Those whose posterior means vary over units by more than 0.01 prior variances, or whose KL from the prior is "
+        "over 0.01 nats. Idle ones are no failure where a unit's own q leaves them idle too (table of latents); with a "
+        "learned decoder that is said given this decoder.",
+    ),
+    "active_directions": (
+        "Active directions",
+        "",
+        "The same for directions, whatever the rotation of the latents: eigenvalues of the covariance of posterior "
+        "means over units, on the prior's scale, above 0.01.",
+    ),
+    "predictive_units": ("Predictive checks: units", "", "Units whose responses were drawn again."),
+    "predictive_draws": ("Predictive checks: draws", "draws", "Replications of each of them, from draws of q."),
+    "predictive_extreme": (
+        "Predictive checks: extreme units",
+        "share",
+        "The largest share, over statistics, of units whose statistic lies outside 95% of its replications. A right "
+        "model has about 5% or fewer, since q has seen the same data: the check is conservative.",
+    ),
+    "approximation_gap": (
+        "Approximation gap",
+        "nats per unit",
+        "From the best that the family can do for a unit to the evidence: what the family loses.",
+    ),
+    "amortization_gap": (
+        "Amortization gap",
+        "nats per unit",
+        "From the encoder's answer to the best of the family for the unit: what one network for all loses.",
+    ),
+    "generalisation_gap": (
+        "Generalisation gap",
+        "nats per unit",
+        "The amortization gap of these units, less that of training units.",
+    ),
+    "gap_units": ("Units behind the gaps", "units", "Refined one by one."),
     "k_limit": ("Limit of Pareto k", "", "min(1 - 1/log10(S), 0.7) for S draws (Vehtari et al., 2024)."),
     "num_samples": ("Draws per unit", "draws", "Draws of a unit's latents for each draw of the shared latents."),
     "num_globals_draws": (
@@ -97,7 +140,8 @@ COLUMNS = {
     "reason": ("reason", "The check behind the verdict."),
     "next_step": (
         "next step",
-        "none; compare (with NUTS on this unit, before relying on its tails); refit (train a better guide).",
+        "none; reweight (the weights mend these draws: posterior.refine does it); refine (posterior.refine, to find "
+        "the unit's own posterior); refit (nothing here is finite: mend the data or the model, then train again).",
     ),
     "elbo": ("ELBO [nats]", "Lower bound of the unit's log evidence."),
     "iw_elbo": ("IW-ELBO [nats]", "The tighter, importance-weighted bound."),
@@ -107,8 +151,27 @@ COLUMNS = {
         "the globals, is the model's own posterior.",
     ),
     "pareto_k_worst": ("k worst", "The same: the worst."),
+    "pareto_k_se": (
+        "k error",
+        "Monte-Carlo standard error of the median k. A unit above the limit by less is a warning, not a failure.",
+    ),
     "ess": ("ESS [draws]", "Effective sample size: the median."),
     "ess_worst": ("ESS worst [draws]", "The same: the worst."),
+    "input_shift": (
+        "input shift",
+        "How far the unit's inputs are from those of the training units, in limits: 1 is the limit that one in 200 "
+        "units like the training units passes.",
+    ),
+    "context_shift": ("context shift", "The same of what the encoder makes of them."),
+    "outside": (
+        "outside",
+        "The argument with a category that no training unit had, or whose numbers leave the range of training.",
+    ),
+    "predictive_p": (
+        "predictive p",
+        "Of the statistic in which the unit's data are least like their replications, the two-sided p-value: one of "
+        "several, and so small by chance in some units.",
+    ),
     "log_evidence": ("log evidence [nats]", "Estimate of log p(data of the unit) from the weights."),
 }
 
@@ -118,10 +181,14 @@ BLIND = (
     "They see only where the guide draws. A guide that misses a whole mode of the posterior, or is far too wide, can "
     "have a good Pareto k.",
     "The ELBO is a bound on one number, the evidence. A good bound does not say that intervals cover.",
+    "Input and context shift say that a unit is unlike the training units, not that its answer is wrong; and a unit "
+    "inside their limits may still be answered badly. Up to 1% of units like the training units are flagged by design. "
+    "Where nothing is stored of the training units (fewer than 20, no encoder), shift is not checked.",
     "Calibration simulates units from the model at draws of the globals. It sees a guide that is too wide, too narrow, "
-    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world.",
-    "Not in this report yet: the shift of these units from the training units, and posterior predictive checks. "
-    "Nothing here says that the data resemble the training data, or that the model describes them.",
+    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world. Where the "
+    "model simulates units unlike the real ones, it may find faults that the real ones don't meet.",
+    "Posterior-predictive checks compare the model with the data, in the statistics that were given and no others. "
+    "They use q's draws, so that a bad q shows in them too, and are blind to what a unit's latents can absorb.",
 )
 
 

@@ -1,7 +1,10 @@
 """What do the numbers of a check say? Verdicts of units and globals, with the reason and what to do.
 
 Unit i passes if its median k-hat over draws of the globals is under the limit for the number of draws, is a warning if
-only its worst is above, and fails otherwise. One exception: k-hat measures the shape of the weights' tail, not its
+only its worst is above, or if the median is above by less than its own Monte-Carlo error, and fails otherwise. (Below
+the limit the error changes nothing: the limit is one for k-hats that have it.) What to do: units that pass need
+nothing; draws under the limit that are worth few can be reweighted; above it they must be refined; where nothing is
+finite no draw helps. One exception: k-hat measures the shape of the weights' tail, not its
 size, and reads above 0.7 on weights that hardly differ. With χ² = S/ESS - 1, the relative variance of the weights, no
 posterior mean that the draws can show is off by more than sqrt(χ²) standard deviations (Cauchy-Schwarz). Weights with
 χ² ≤ 0.01 (0.1 sd) are called flat, and pass unless their k-hat is above 2 (a mode that the guide never enters reads 3
@@ -25,12 +28,15 @@ FAILING_SHARE = 0.05  # of units: more of them failing is a failure of the poste
 
 MEANING = {
     "non-finite": "have log weights that are not finite",
-    "pareto-k": "have a Pareto k above {limit:.2f} at {where} draw of the globals",
+    "out-of-support": "have probability zero under the model at every draw",
+    "pareto-k": "have a Pareto k above {limit:.2f}{where}",
     "low-ess": "keep less than a tenth of their draws when reweighted",
 }
 NEXT = {
-    "FAIL": "train longer, give the encoder more width, or choose a richer family; sample single units by NUTS",
-    "WARN": "read these units' tails with care or sample them by NUTS; train longer, or use a richer family",
+    "non-finite": "look for impossible values and overflowing scales in these units' data, then train again",
+    "out-of-support": "look for values that the model can't produce in these units' data",
+    "pareto-k": "posterior.refine(units, key=key); for all units train longer, or choose a richer family",
+    "low-ess": "posterior.refine(units, key=key) reweights; for all units train longer, or choose a richer family",
 }
 
 
@@ -40,25 +46,35 @@ def unit_verdicts(columns: dict[str, np.ndarray], limit: float, num_samples: int
     with np.errstate(divide="ignore", invalid="ignore"):
         chi2, chi2_worst = (num_samples / columns[name] - 1.0 for name in ("ess", "ess_worst"))
     broken = np.isnan(worst) | ~np.isfinite(columns["elbo"])
-    failing = broken | ((median > limit) & ~(chi2 <= UNEVEN))
+    outside = broken & np.isneginf(columns["log_evidence"])
+    error = columns.get("pareto_k_se", np.zeros(len(median)))
+    failing = broken | ((median - error > limit) & ~(chi2 <= UNEVEN))
     tail = ~failing & (worst > np.where(chi2_worst <= FLAT, FLAT_K_LIMIT, limit))
     thin = ~failing & ~tail & (ess < 0.1 * num_samples)
     verdict = np.select([failing, tail | thin], ["FAIL", "WARN"], "PASS")
-    reason = np.select([broken, failing | tail, thin], ["non-finite", "pareto-k", "low-ess"], "")
-    next_step = np.select([failing, tail | thin], ["refit", "compare"], "none")
+    codes = ["out-of-support", "non-finite", "pareto-k", "low-ess"]
+    reason = np.select([outside, broken, failing | tail, thin], codes, "")
+    next_step = np.select([broken, failing | tail, thin], ["refit", "refine", "reweight"], "none")
     return {"verdict": verdict, "reason": reason, "next_step": next_step}
 
 
 def unit_reasons(units: dict[str, np.ndarray], name: str, limit: float) -> list[Reason]:
     """One reason per verdict and code that any unit has."""
     total, found = len(units["verdict"]), []
-    for verdict, where in (("FAIL", "the median"), ("WARN", "some")):
+    for verdict, where in (
+        ("FAIL", ""),
+        ("WARN", ", by less than its Monte-Carlo error or at some draw of the globals only"),
+    ):
         for code, what in MEANING.items():
             count = int(np.sum((units["verdict"] == verdict) & (units["reason"] == code)))
             if count:
                 level = "FAIL" if verdict == "FAIL" and count > FAILING_SHARE * total else "WARN"
                 text = f"{count} of {total} units ({name}) {what.format(limit=limit, where=where)}."
-                found.append(Reason(code, level, text, NEXT[verdict]))
+                found.append(Reason(code, level, text, NEXT[code]))
+    if total and np.all(units["verdict"] == "FAIL"):
+        text = f"All {total} units ({name}) fail: no answer here can be relied on."
+        step = "check data and model first (other units of measurement, another model?); then train again"
+        found.insert(0, Reason("all-fail", "FAIL", text, step))
     return found
 
 

@@ -14,7 +14,7 @@ def describe_file(path: Path) -> str:
         ArtifactError: where the file is damaged, or not a posterior.
 
     """
-    from ..posterior import read_posterior
+    from ..stored import read_posterior
 
     plan, record, schema, arrays = read_posterior(path, _no_model)
     numbers = sum(array.size for array in arrays.values())

@@ -180,7 +180,7 @@ class Joint(eqx.Module):
         )
         free = {s.name: records[s.name].to_free() for s in self.structure.of("local")}
         chosen = {s.name: records[s.name].value for s in self.structure.summed}
-        return self.with_number(free, chosen), chosen, self._responses(records, unit)
+        return self.with_number(free, chosen), chosen, self.responses(records, unit)
 
     def predict(
         self, key: Array, local: Array, shared: Array, unit: Batch, chosen: Choices | None = None
@@ -226,7 +226,8 @@ class Joint(eqx.Module):
             return numbers
         return jnp.append(numbers, choice_of(self.structure, chosen).astype(numbers.dtype))
 
-    def _responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+    def responses(self, records: dict[str, Record], unit: Batch) -> dict[str, Array]:
+        """The values of observed sites in one run as the arguments that observe them, in the layout of the data."""
         drawn = {}
         for site in self.structure.of("observed"):
             if site.argument is not None and site.per_unit:

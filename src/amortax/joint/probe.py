@@ -19,11 +19,12 @@ import numpy as np
 
 from .._errors import ModelError
 from .._types import Batch, PyTree
+from .blanket import part_of, refuse_mixed
 from .elements import choice_values, refuse_tied_elements
-from .layout import to_model, unit_slice
+from .layout import to_model
 from .masks import own_places, site_log_prob, site_masks
 from .observe import reading
-from .structure import DENSE, InnerPlate, Structure
+from .structure import DENSE, InnerPlate, Site, Structure
 from .trace import run
 
 MOST_UNITS = 8
@@ -50,7 +51,8 @@ def probe(model: Callable, structure: Structure, data: Batch, params: PyTree, ke
         one = jax.tree.map(lambda x, i=index: x[i : i + 1], units)
         own = {n: np.take(x, [index], axis=axes[n]) if n in axes else x for n, x in free.items()}
         alone = density(one, own)
-        _compare(together, alone, index, structure)
+        if site := _differing(together, alone, index, structure):
+            refuse_mixed(structure, (site, index), (together, alone), density, (units, free))
         if data.lengths:
             _compare_hidden(alone, density(_padded(one), _stretched(own, structure)), structure)
     plates = tuple(
@@ -177,21 +179,14 @@ def _latent_axes(structure: Structure) -> dict[str, int]:
     return {s.name: s.unit_axis for s in (*structure.of("local"), *structure.summed)}
 
 
-def _compare(together: Facts, alone: Facts, index: int, structure: Structure) -> None:
-    """A unit's densities and values among others against those alone, in the model's order."""
+def _differing(together: Facts, alone: Facts, index: int, structure: Structure) -> Site | None:
+    """The first site, in the model's order, whose densities or values of a unit among others are not those alone."""
     for site in structure.sites:
-        what, event_dim = ("value", site.event_dim) if site.role == "deterministic" else ("log density", 0)
-        whole, mine = together[site.name], alone[site.name]
-        part = unit_slice(whole, index, site.unit_dim, event_dim) if site.per_unit else whole
-        size = float(np.max(np.abs(part), initial=0.0)) if what == "value" else 0.0
-        if part.shape == mine.shape and _close(part, mine, size):
-            continue
-        raise ModelError(
-            f"site '{site.name}' is not separable by unit: unit {index} has {what} {np.sum(part):.6g} among other "
-            f"units, {np.sum(mine):.6g} alone. Something in it mixes units of plate '{structure.plate}' (a mean over "
-            "units, a literal count, an index into other units, a latent that depends on another unit's data); "
-            "compute such quantities before and pass them as an argument per unit"
-        )
+        part, mine = part_of(together[site.name], site, index), alone[site.name]
+        size = float(np.max(np.abs(part), initial=0.0)) if site.role == "deterministic" else 0.0
+        if part.shape != mine.shape or not _close(part, mine, size):
+            return site
+    return None
 
 
 def _compare_hidden(seen: Facts, other: Facts, structure: Structure) -> None:

@@ -23,6 +23,11 @@ def by_length(data: Batch) -> tuple[Batch, ...]:
     """
     if not data.lengths or data.latents is not None:
         return (data,)
+    return tuple(trimmed(data, rows) for rows in rows_by_length(data))
+
+
+def rows_by_length(data: Batch) -> list[np.ndarray]:
+    """The rows of every group."""
     longest = np.max(np.stack([np.asarray(n) for n in data.lengths.values()]), axis=0)
     cuts = [int(longest.max())]
     while len(cuts) < MOST_GROUPS:
@@ -35,7 +40,7 @@ def by_length(data: Batch) -> tuple[Batch, ...]:
     chosen = [
         np.flatnonzero((longest > low) & (longest <= high)) for low, high in zip(bounds, bounds[1:], strict=False)
     ]
-    return tuple(_trim(data, rows) for rows in chosen if len(rows))
+    return [rows for rows in chosen if len(rows)]
 
 
 def _cells(longest: np.ndarray, cuts: list[int]) -> int:
@@ -44,7 +49,8 @@ def _cells(longest: np.ndarray, cuts: list[int]) -> int:
     return int(np.maximum(ends, 1)[np.searchsorted(ends, longest)].sum())
 
 
-def _trim(data: Batch, rows: np.ndarray) -> Batch:
+def trimmed(data: Batch, rows: np.ndarray) -> Batch:
+    """These units, padded no longer than the longest of them."""
     part = jax.tree.map(lambda x: np.asarray(x)[rows], data)
 
     def cut(values: dict) -> dict:

@@ -1,0 +1,1 @@
+"""How does an answer get better? Rungs of a ladder, from what is cheap to what is exact."""
