@@ -44,8 +44,8 @@ class Run:
       early and chooses the parameters; None: chosen by the kind of model.
     - `progress`: a bar on standard error; None: if it is a terminal.
     - `focus`: the units to visit more often, without changing what is trained on (see `fit`): a report of `check`, so
-      that those that FAIL (or that WARN, if none fails) are half of every step; or a number above 0 for each unit, as
-      an array or by label, 1 where a label is left out.
+      that those that FAIL (or that WARN, if none fails) are half of every step, each once at most; or a number above
+      0 for each unit, as an array or by label, 1 where a label is left out.
     """
 
     num_steps: int | None = None
