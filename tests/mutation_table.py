@@ -446,12 +446,12 @@ MUTATIONS = (
         "formula",
     ),
     Mutation(
-        "new units answered at one draw of the globals",
+        "levels among draws of another unit",
         "checks/recalibration.py",
-        "shared, _ = guide.sample_shared(shared_key)",
-        "shared, _ = guide.sample_shared(jax.random.key(0))",
+        "_draws(keys[:, 1], pair, drawn, functionals, num_draws)",
+        "_draws(keys[:, 1], pair, batch, functionals, num_draws)",
         "exact/test_recalibration.py",
-        "with_globals",
+        "half_as_wide",
     ),
     Mutation(
         "HMC without the Jacobian of its frames",
