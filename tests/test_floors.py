@@ -49,6 +49,8 @@ FLOORS = (
         "posterior",
         "comparison",
         "seeds",
+        "recalibrated",
+        "focus",
         "fitting",
     ),
     ("models",),

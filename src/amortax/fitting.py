@@ -14,6 +14,7 @@ from ._errors import FitError
 from ._types import Batch, check_key
 from .checks.shift import reference_of
 from .data import Units
+from .focus import visits_of
 from .guide import Guide
 from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
@@ -25,7 +26,8 @@ from .pairs import parts_of, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
-from .train.run import Run, TrainingData, train
+from .train.minibatches import TrainingData
+from .train.run import Run, train
 from .train.schedule import Optimizer
 
 HOLD_OUT_FROM = 1000  # units; fewer are too few to give some away
@@ -56,6 +58,11 @@ def fit(
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
+    With `run=Run(focus=report)` units that a report of `check` flagged are visited more often, and each visit counts so
+    much less: what is trained is the same bound of all units, so q of the globals is not pulled towards the flagged
+    ones, and a q that can't hold all units well is not turned towards them either. They gain where their gradient was
+    rare and noisy, and with `am.free()`, where every visit is a step of their own.
+
     All units enter the posterior. Only where parameters are learned by maximum likelihood and no global is Bayesian,
     with 1,000 units or more, one in twenty is held out to stop early (DESIGN §4.10).
 
@@ -83,10 +90,12 @@ def fit(
         joint, built = initialise(plan, to_batch(training), init_key)
         pair = (joint, remember(built, training))
     training = _in_their_rows(training, pair[1])
+    frequency = visits_of(run.focus, found, training.labels)
     if plan.free and run.batch_size is None:
-        run = dataclasses.replace(run, batch_size=OWN_BATCH)
+        most = OWN_BATCH if frequency is None else max(min(OWN_BATCH, len(training) // 2), 1)
+        run = dataclasses.replace(run, batch_size=most)
     batch = dataclasses.replace(drop_full_masks(to_batch(training), plan.structure), latents=local)
-    known = TrainingData(batch, training.labels.tolist(), held_out)
+    known = TrainingData(batch, training.labels.tolist(), held_out, frequency)
     objective = objective or _default_objective(plan, training, latents)
     joint, built, record = train(pair, known, key=train_key, objective=objective, optimizer=optimizer, run=run)
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())

@@ -41,6 +41,11 @@ def batch_size(batch: Batch) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 
 
+def weighed(each: Float[Array, " units"], batch: Batch) -> Float[Array, " units"]:
+    """Numbers of a batch's units, times their weights: their mean over steps is that over all units, visited alike."""
+    return each if batch.weight is None else batch.weight * each
+
+
 class AbstractObjective(eqx.Module):
     """A loss of one minibatch."""
 

@@ -27,7 +27,7 @@ from ..guide import Guide
 from ..joint.assignments import standing
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals
+from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals, weighed
 from .elbo import ELBO
 from .estimators import stopped
 
@@ -118,7 +118,7 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
         for number, batch in enumerate(minibatch.groups):
             local, shared, drawn, useful = simulate(jax.random.fold_in(key, number), guide, joint, batch)
             log_q = jax.vmap(one)(local, guide.encode(drawn), shared, drawn)
-            losses.append(-jnp.sum(jnp.where(useful, log_q, 0.0)))
+            losses.append(-jnp.sum(weighed(jnp.where(useful, log_q, 0.0), batch)))
             used.append(jnp.sum(useful))
         return sum(losses, jnp.zeros(())), sum(used, jnp.zeros((), jnp.int32))
 
@@ -133,7 +133,7 @@ def _pairs_loss(guide: Guide, joint: Joint, minibatch: Minibatch) -> Float[Array
         assert unit.latents is not None
         return guide.local_log_prob(unit.latents, context, jnp.zeros(0), unit, joint)
 
-    each = [jax.vmap(one)(guide.encode(batch), batch) for batch in minibatch.groups]
+    each = [weighed(jax.vmap(one)(guide.encode(batch), batch), batch) for batch in minibatch.groups]
     return -jnp.mean(jnp.concatenate(each))
 
 
