@@ -160,15 +160,16 @@ def pictures(
         ours = (effect.mean(0), *np.quantile(effect, (0.05, 0.95), axis=0))
         theirs = (exact[part].mean, exact[part].q05, exact[part].q95)
         title = f"90% intervals of the {len(labels)} {PARTS[part]}"
-        options = {"axis_label": "county effect (log pCi/L)", "title": title}
         counts = [houses[label] for label in labels]
         heading = f"The {PARTS[part]}, amortized and exact"
-        figures[heading] = intervals_against_exact(labels, ours, theirs, counts, **options)
+        figures[heading] = intervals_against_exact(
+            labels, ours, theirs, counts, axis_label="county effect (log pCi/L)", title=title
+        )
     figures["How it was trained"] = training_curve(record.step, record.elbo_per_unit, title="Bound against step")
     worst, limit = report.units["pareto_k_worst"], report.numbers["k_limit"]
     if np.any(worst != FLAT_K):
         figures["How far to trust each county"] = pareto_k_by_unit(worst, limit, title="Worst Pareto k of each county")
-    return {title: figure_png(figure) for title, figure in figures.items()}
+    return {title: figure_png(axes.figure) for title, axes in figures.items()}
 
 
 PARTS = {"new": "counties never seen", "training": "counties trained on"}
