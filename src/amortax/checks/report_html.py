@@ -38,7 +38,7 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem; } figure { margin: 1rem 0; }
 img { max-width: 100%; background: #ffffff; border-radius: .3rem; } figcaption { color: var(--soft); }
 """
 
-MOST_ROWS = 24  # of a table that is open
+MOST_ROWS = 16  # of a table that is open
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 

@@ -32,7 +32,8 @@ Table = Mapping[str, np.ndarray]
 def terminal(report: Any) -> str:
     """The report as text; no character of a label can move the cursor."""
     parts = [_reasons(report), _numbers(report.numbers, report.tables)]
-    parts += [told(report.tables[title]) for title, told in _TOLD.items() if title in report.tables]
+    parts += [told(report.tables[title]) for title, told in _TABLES.items() if title in report.tables]
+    parts.append("\n".join(told(report.tables[title]) for title, told in _LINES.items() if title in report.tables))
     parts += [_units(report), _closing(report.tables)]
     return "\n\n".join(printable(part) for part in parts if part)
 
@@ -67,9 +68,9 @@ def _coverage(table: Table) -> str:
         cells = {level: i for i, level in zip(np.flatnonzero(own).tolist(), table["nominal"][own], strict=True)}
         rows.append([name, *(_cell(table["found"], outside, cells.get(level)) for level in levels)])
     rows = [rows[i] for i in np.argsort(order, kind="stable")]
-    headings = ["coverage of intervals of", *(f"{100 * level:.0f}%" for level in levels)]
-    note = "\n! outside the band of chance" if outside.any() else ""
-    return aligned(headings, rows[:MOST_ROWS]) + note + _more(len(rows) - MOST_ROWS, "sites")
+    first = "coverage of intervals of" + " (!: not chance)" * bool(outside.any())
+    headings = [first, *(f"{100 * level:.0f}%" for level in levels)]
+    return aligned(headings, rows[:MOST_ROWS]) + _more(len(rows) - MOST_ROWS, "sites")
 
 
 def _cell(found: np.ndarray, outside: np.ndarray, row: int | None) -> str:
@@ -125,7 +126,8 @@ def _gaps(table: Table) -> str:
     return aligned(("gap", "nats per unit"), rows)
 
 
-_TOLD = {"coverage": _coverage, "slices": _slices, "latents": _latents, "predictive": _predictive, "gaps": _gaps}
+_TABLES = {"coverage": _coverage, "gaps": _gaps}
+_LINES = {"slices": _slices, "latents": _latents, "predictive": _predictive}
 
 
 def _more(count: int, what: str, before: str = "\n") -> str:
@@ -140,7 +142,9 @@ def _units(report: Any) -> str:
 
 def _closing(tables: Mapping[str, Table]) -> str:
     said = "k and ESS see the guide against the model, not the model against the world; to_html says more"
-    others = [TABLES[title][0].lower() if title in TABLES else title for title in tables if title not in _TOLD]
+    others = [
+        TABLES[title][0].lower() if title in TABLES else title for title in tables if title not in (*_TABLES, *_LINES)
+    ]
     return wrapped(said + (f", and has {', '.join(others)}." if others else "."))
 
 

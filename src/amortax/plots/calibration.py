@@ -41,9 +41,7 @@ def rank_histogram(counts: Sequence[int] | Int[np.ndarray, " bins"], *, name: st
     edges = np.linspace(0.0, 1.0, len(bars) + 1)
     colours = np.where((bars < low) | (bars > high), ORANGE, BLUE)
     axes.axhspan(low, high, color=BAND, linewidth=0)
-    axes.bar(
-        edges[:-1], bars, np.diff(edges), align="edge", color=colours, alpha=0.75, edgecolor="white", linewidth=0.5
-    )
+    axes.bar(edges[:-1], bars, np.diff(edges), align="edge", color=colours, alpha=0.9, edgecolor="white", linewidth=0.5)
     axes.axhline(bars.sum() / len(bars), color=GREY, linewidth=0.8)
     axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.15 * max(float(bars.max()), high)), xticks=(0.0, 0.5, 1.0))
     axes.set_title(plain(name), fontsize=9)

@@ -42,12 +42,15 @@ def before_and_after(before: Any, after: Any, *, ax: Axes | None = None) -> Axes
             (failed[own], "s", ORANGE),
         ):
             axes.scatter(moved[own][chosen], spread[chosen], 20, colour, marker=mark, alpha=0.7, linewidths=0)
-    for label, mark, colour in (("left as it was", "o", BLUE), ("repaired", "o", GREEN), ("FAIL", "s", ORANGE)):
-        axes.scatter([], [], 20, colour, marker=mark, label=label, linewidths=0)
+    kinds = (("encoder", BLUE, "o", rung == "encoder"), ("repaired", GREEN, "o", rung != "encoder"))
+    for label, colour, mark, which in (*((*k[:3], k[3] & ~failed) for k in kinds), ("FAIL", ORANGE, "s", failed)):
+        if which.any():
+            axes.scatter([], [], 20, colour, marker=mark, label=f"{label}: {which.sum():,}", linewidths=0)
     counts = [f"{name}: {np.sum(rung == name):,}" for name in known]
     axes.set_yticks(np.arange(len(known)), counts)
     axes.set_ylim(len(known) - 0.5, -0.5)
     far_apart(axes, moved)
+    axes.set_xlim(-0.02 * max(1.0, float(moved.max(initial=0.0))), max(1.0, 1.05 * float(moved.max(initial=0.0))))
     axes.axvline(0.0, color=GREY, linewidth=0.8)
     axes.set_xlabel("largest move of a posterior mean (sds of the repaired draws)")
     axes.set_ylabel("rung: units")

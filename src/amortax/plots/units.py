@@ -49,7 +49,7 @@ def intervals_against_exact(
     order = np.argsort(-np.asarray(counts), kind="stable")
     rows, place = rows[:, order], np.arange(len(labels))
     dense = len(labels) > 30
-    axes = axes_for(ax, width=8.0, height=1.6 + (0.17 if dense else 0.3) * len(labels))
+    axes = axes_for(ax, width=8.0, height=max(2.9, 1.6 + (0.17 if dense else 0.3) * len(labels)))
     both = (("amortized", rows[:3], BLUE, "o", -0.16), ("exact", rows[3:], ORANGE, "s", 0.16))
     for name, (mean, low, high), colour, marker, shift in both:
         axes.hlines(place + shift, low, high, color=colour, linewidth=1.2 if dense else 2.0)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from amortax._errors import DataError
+from amortax.psis import FLAT_K
 
 from .canvas import BLUE, LINES, ORANGE, axes_for, entitled, plain
 
@@ -97,8 +98,9 @@ def _said(worst: dict[str, np.ndarray], i: int, label: Any, data: Any) -> str:
     """Verdict with its reason or k, and the unit's data in a few numbers."""
     verdict, reason = str(worst["verdict"][i]), str(worst["reason"][i])
     first = f"{verdict} {reason}".strip()
-    if "pareto_k_worst" in worst and np.isfinite(worst["pareto_k_worst"][i]):
-        first += f", k {worst['pareto_k_worst'][i]:.2f}"
+    k = float(worst["pareto_k_worst"][i]) if "pareto_k_worst" in worst else np.nan
+    if np.isfinite(k):
+        first += ", flat weights" if k == FLAT_K else f", k {k:.2f}"
     return first if data is None else f"{first}\n{summary_of(data, label)}"
 
 
@@ -112,7 +114,7 @@ def summary_of(data: Any, label: Any) -> str:
         own = np.atleast_1d(own)[np.atleast_1d(np.ones(own.shape, bool) if mask is None else np.asarray(mask[unit]))]
         if own.size and own.dtype.kind in "iufb":
             numbers = own.astype(np.float64)
-            spread = f" ± {numbers.std():.3g}" if own.size > 1 else ""
+            spread = f" ± {numbers.std():.3g}" if numbers.std() > 0 else ""
             said.append(f"{plain(name)} {numbers.mean():.3g}{spread}")
         elif not own.size:
             said.append(f"{plain(name)} missing")
