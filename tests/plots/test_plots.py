@@ -15,6 +15,7 @@ from amortax._errors import DataError
 from amortax.checks.bands import bin_band, bin_counts
 from amortax.checks.report import Reason, Report
 from amortax.data import Units
+from amortax.interop import to_datatree
 from amortax.plots.canvas import BLUE, ORANGE
 from amortax.plots.repairs import moves
 from amortax.plots.worst import summary_of
@@ -315,3 +316,13 @@ def test_reasons_that_ask_for_the_same_say_so_once():
     assert text.count("train longer") == 1
     assert text.index("FAIL code-8") < text.index("WARN code-1")
     assert "and 3 more: WARN code-3, WARN code-5, WARN code-7" in text
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["plot_forest", "plot_posterior", "plot_density"])
+def test_arviz_draws_what_was_sampled(name, draws):
+    arviz = pytest.importorskip("arviz")
+    few = draws[0].isel(clinic=slice(3)).assign_coords(clinic=["A", "B", "C"], sample=np.arange(400))
+    axes = np.ravel(getattr(arviz, name)(to_datatree(few)["posterior"].to_dataset(), backend_kwargs={}, show=False))
+    assert any(each.has_data() for each in axes)
+    assert np.sum([bool(each.get_title()) for each in axes]) >= 1
