@@ -447,7 +447,7 @@ MUTATIONS = (
         "joint, (local, chosen, shared), context",
         "joint, (local, chosen, guide.sample_shared(key)[0]), context",
         CALIBRATION,
-        "at_their_own_globals",
+        "exact_guides_raise_nothing",
     ),
     Mutation(
         "padding ranked",

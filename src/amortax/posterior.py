@@ -177,7 +177,7 @@ class Posterior(eqx.Module):
         *,
         key: Array,
         num_samples: int = 1000,
-        budget: float | str | None = None,
+        budget: float | int | str | None = None,
         training: Any = None,
     ) -> Any:
         """Draws as `sample` gives them, of units that q answers badly repaired, each only as far as it needs.

@@ -32,7 +32,7 @@ def refine(
     *,
     num_samples: int,
     key: Array,
-    budget: float | str | None,
+    budget: float | int | str | None,
 ) -> Any:
     """The Dataset of `Posterior.refine`, for checked units."""
     until = time.monotonic() + seconds_of(budget)
@@ -74,7 +74,7 @@ def _jointly(whole: RepairedGlobals | None, data: Units, training: Units | None)
 
 
 def _by_units(
-    joint: Joint, guide: Guide, data: Units, shared: Array, key: Array, budget: float | str | None, until: float
+    joint: Joint, guide: Guide, data: Units, shared: Array, key: Array, budget: float | int | str | None, until: float
 ) -> Repaired:
     """Every unit by itself, given the globals."""
     at = jnp.zeros((1, 0)) if guide.shared is None else shared
@@ -82,7 +82,7 @@ def _by_units(
     return Ladder(Target(joint, guide), data, at, **options).climb(until)
 
 
-def seconds_of(budget: float | str | None) -> float:
+def seconds_of(budget: float | int | str | None) -> float:
     """The budget in seconds, infinite where there is none; `DataError` where it is none of what it may be."""
     if budget is None or (isinstance(budget, str) and budget == EXACT):
         return NEVER

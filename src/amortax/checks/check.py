@@ -18,6 +18,7 @@ from ..importance import shared_draws, shared_weights, unit_numbers
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_error, k_limit, pareto_k
 from .calibration import calibrate
+from .gaps import gaps
 from .model_side import model_side
 from .options import Checks
 from .report import Report
@@ -56,11 +57,12 @@ def check(
         reasons += global_reasons(own)
     found = calibrate(joint, guide, data, key=jax.random.fold_in(unit_key, 2), checks=checks)
     beside = model_side(joint, guide, data, key=jax.random.fold_in(key, 2), checks=checks)
-    numbers |= found.numbers | beside.numbers
-    reasons += found.reasons + beside.reasons
+    lost = gaps(joint, guide, data, training, key=jax.random.fold_in(key, 3), most=checks.gap_units)
+    numbers |= found.numbers | beside.numbers | lost.numbers
+    reasons += found.reasons + beside.reasons + lost.reasons
     verdict = max((r.level for r in reasons), key=["PASS", "WARN", "FAIL"].index, default="PASS")
     facts = {"units checked": f"{len(data)}", "calibration": found.about, **shift_fact(reference), **beside.about}
-    units, plate, tables = units | beside.columns, joint.structure.plate, found.tables | beside.tables
+    units, plate, tables = units | beside.columns, joint.structure.plate, found.tables | beside.tables | lost.tables
     return Report(verdict, tuple(reasons), units, numbers, plate, about | facts, tables)
 
 

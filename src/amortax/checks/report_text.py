@@ -22,7 +22,7 @@ IN_TABLES = {
     "coverage": ("coverage_", "tarp_", "sbc_p_"),
     "latents": ("latents",),
     "predictive": ("predictive_",),
-    "gaps": ("gap_",),
+    "gaps": ("approximation_gap", "amortization_gap", "generalisation_gap"),
 }
 """Beginnings of numbers that a table says better."""
 

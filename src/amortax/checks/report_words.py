@@ -109,6 +109,22 @@ NUMBERS = {
         "The largest share, over statistics, of units whose statistic lies outside 95% of its replications. A right "
         "model has about 5% or fewer, since q has seen the same data: the check is conservative.",
     ),
+    "approximation_gap": (
+        "Approximation gap",
+        "nats per unit",
+        "From the best that the family can do for a unit to the evidence: what the family loses.",
+    ),
+    "amortization_gap": (
+        "Amortization gap",
+        "nats per unit",
+        "From the encoder's answer to the best of the family for the unit: what one network for all loses.",
+    ),
+    "generalisation_gap": (
+        "Generalisation gap",
+        "nats per unit",
+        "The amortization gap of these units, less that of training units.",
+    ),
+    "gap_units": ("Units behind the gaps", "units", "Refined one by one."),
     "k_limit": ("Limit of Pareto k", "", "min(1 - 1/log10(S), 0.7) for S draws (Vehtari et al., 2024)."),
     "num_samples": ("Draws per unit", "draws", "Draws of a unit's latents for each draw of the shared latents."),
     "num_globals_draws": (
@@ -202,7 +218,8 @@ BLIND = (
     "inside their limits may still be answered badly. Up to 1% of units like the training units are flagged by design. "
     "Where nothing is stored of the training units (fewer than 20, no encoder), shift is not checked.",
     "Calibration simulates units from the model at draws of the globals. It sees a guide that is too wide, too narrow, "
-    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world.",
+    "or without a mode, on the whole; not one unit alone, nor the globals, nor a model unlike the world. Where the "
+    "model simulates units unlike the real ones, it may find faults that the real ones don't meet.",
     "Posterior-predictive checks compare the model with the data, in the statistics that were given and no others. "
     "They use q's draws, so that a bad q shows in them too, and are blind to what a unit's latents can absorb.",
 )

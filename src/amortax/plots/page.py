@@ -57,7 +57,9 @@ def _trust(report: Any) -> dict[str, Any]:
     if shift and np.any(np.isfinite(k) & np.isfinite(shift).any(axis=0)):
         return {title: k_against_shift(report)}
     if np.any(np.isfinite(k) & (k != FLAT_K)):
-        return {title: pareto_k_by_unit(k, report.numbers["k_limit"], title="Worst Pareto k of each unit")}
+        return {
+            title: pareto_k_by_unit(k, float(report.numbers.get("k_limit", 0.7)), title="Worst Pareto k of each unit")
+        }
     return {}
 
 

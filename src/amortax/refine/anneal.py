@@ -35,7 +35,7 @@ KEPT = 0.5  # of particles, in effect, by one step of β
 class Led(eqx.Module):
     """Draws of every unit, and what says whether they arrived."""
 
-    local: Float[Array, "units draws d"]  # in the chart
+    local: Float[Array, "*units draws d"]  # in the chart
     arrived: Float[Array, " units"]  # share of sets at β = 1
     log_evidence: Float[Array, "units sets"]
 
@@ -43,9 +43,9 @@ class Led(eqx.Module):
 class Moved(eqx.Module):
     """Chains of every unit after some moves, in the chart."""
 
-    local: Float[AnyArray, "units draws d"]
-    step: Float[AnyArray, " units"]
-    accepted: Float[AnyArray, " units"]
+    local: Float[AnyArray, "*units draws d"]
+    step: Float[AnyArray, "*units"]
+    accepted: Float[AnyArray, "*units"]
 
 
 def first_chains(led: Led) -> Moved:
@@ -198,7 +198,7 @@ def _move(
 
 @eqx.filter_jit
 def placed(
-    target: Target, own: AbstractOwn, shared: Float[Array, "s g"], batch: Batch, local: Float[Array, "units draws d"]
+    target: Target, own: AbstractOwn, shared: Float[Array, "s g"], batch: Batch, local: Float[Array, "*units draws d"]
 ) -> Float[Array, "units draws d"]:
     """From the chart to unconstrained numbers."""
 
@@ -209,3 +209,18 @@ def placed(
         return jax.vmap(lambda v, x: own.chart(own.given(v, unit, target)).place(x))(shared, local)
 
     return jax.vmap(one)(own, batch, local)
+
+
+@eqx.filter_jit
+def completed(
+    key: Array, target: Target, shared: Float[Array, "s g"], batch: Batch, index: Array, local: Array
+) -> Float[Array, "units draws n"]:
+    """Draws (units, s, d) with choices, drawn given the numbers, where these were summed."""
+    pooled = target.joint.shared_size == 0
+
+    def one(index: Array, unit: Batch, local: Array) -> Array:
+        keys = jax.random.split(jax.random.fold_in(key, index), local.shape[0])
+        at = jax.vmap(target.with_choice, in_axes=(0, 0, None if pooled else 0, None))
+        return at(keys, local, shared[0] if pooled else shared, unit)
+
+    return jax.vmap(one)(index, batch, local)

@@ -144,7 +144,7 @@ class Ladder:
     def _finish(self, group: Group, rung: str) -> None:
         """Draws of units from q, from q reweighted, or from samplers, as their numbers ask for."""
         self.rung[group.units] = rung
-        good = mended(group.stands, exact=self.exact)
+        good = mended(group.stands, exact=self.exact or rung == "own")  # once in repair, the next rung costs little
         weighed = ~good & settled(group.stands)
         self.verdict[group.units[good]] = "PASS"
         if rung == "own" and np.any(~weighed):
@@ -199,7 +199,7 @@ class Ladder:
             self._place(group[rest[still]], rung, chains.local[rest[still]])
             rest, moves, rung = rest[~still], 2 * moves, "hmc"
 
-    def _place(self, group: Group, rung: str, local: Array) -> None:
+    def _place(self, group: Group, rung: str, local: Any) -> None:
         """Takes draws in the chart as the answer."""
         target, shared, until = self.target, self.shared, self.until
 
@@ -220,8 +220,14 @@ class Ladder:
         return self._over(f"hmc {moves}", group.units, self.num_samples, go, group.own, chains)
 
     def _keep(self, name: str, group: Group, draws: int, what: Callable[..., Array], *rows: PyTree) -> np.ndarray:
-        """Keeps draws (units, s, d), and says of which units time allowed them."""
-        found = self._over(name, group.units, draws, what, group.own, *rows)
+        """Keeps draws (units, s, d), with choices where these were summed; says of which units time allowed them."""
+        target, shared = self.target, self.shared
+
+        def complete(key: Array, batch: Any, index: Array, *rows: Any) -> Array:
+            draw_key, choice_key = jax.random.split(key)
+            return anneal.completed(choice_key, target, shared, batch, index, what(draw_key, batch, index, *rows))
+
+        found = self._over(name, group.units, draws, complete, group.own, *rows)
         done = group.units[: 0 if found is None else len(found)]
         self.draws.update(zip(done.tolist(), () if found is None else found, strict=True))
         return done

@@ -1,5 +1,8 @@
 """What is repaired? One unit's posterior given the globals, log p(d, u | v), in numbers that are all proper.
 
+A discrete choice of which q is learned and listed is summed, in the target and in q, and drawn again at the end from
+its exact probabilities given the numbers. One too large to list stays with the numbers: no sampler moves it.
+
 Places of a unit that are padding have no density of their own in the model. Here each has a standard normal one on the
 prior's scale, in the target and in every q alike, so that weights are as they were and a sampler doesn't drift there.
 """
@@ -7,11 +10,13 @@ prior's scale, in the target and in every q alike, so that weights are as they w
 from __future__ import annotations
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._types import Batch, Context
 from ..families.base import standard_log_prob
+from ..families.discrete import Categorical
 from ..families.nested import Nested
 from ..frames import Frame
 from ..guide import Guide
@@ -28,16 +33,26 @@ class Target(eqx.Module):
     @property
     def continuous(self) -> bool:
         """Whether a unit's locals are numbers alone: discrete ones, if any, are summed."""
-        return self.guide.classifier is None
+        return not self.guide.draws_choice
+
+    @property
+    def _sums(self) -> bool:
+        return isinstance(self.guide.classifier, Categorical)
 
     def size(self, unit: Batch) -> int:
-        """Numbers of one unit (with that of its choice, where q has one)."""
-        return self.joint.at(unit).local_size
+        """Numbers of one unit (with those of its choice, where it is not summed)."""
+        joint = self.joint.at(unit)
+        return joint.structure.size("local") if self._sums else joint.local_size
 
     def prior_frame(self, unit: Batch) -> Frame:
-        """The prior's centers and scales, one of each for every number."""
+        """The prior's centers and scales, one of each for every number; over all choices, where these are summed."""
+        local = self.guide.local
+        if self._sums and local is not None:
+            each = jax.tree.map(jax.lax.stop_gradient, local.whitening.value)
+            spread = jnp.sqrt(jnp.mean(each["scale"] ** 2, axis=0) + jnp.var(each["center"], axis=0))
+            return Frame(jnp.mean(each["center"], axis=0), spread)
         frame = self.guide.fixed_frame(unit)
-        if self.guide.local is None or not isinstance(self.guide.local.family, Nested):
+        if local is None or not isinstance(local.family, Nested):
             return frame
         tree = tree_of(self.joint.structure.at(unit))
         return Frame(tree.join(tree.elementwise(frame.center)), tree.join(tree.elementwise(frame.factor)))
@@ -62,15 +77,36 @@ class Target(eqx.Module):
 
     def log_prob(self, local: Float[Array, " d"], shared: Array, unit: Batch) -> Float[Array, ""]:
         """log p(d, u | v), in nats."""
+        if self._sums:
+            return jax.nn.logsumexp(self._of_choices(local, shared, unit))
         value = self.joint.unit_log_prob(local, shared, unit).unit
         return value + self._padded(local, unit) if self._pads else value
+
+    def _of_choices(self, local: Array, shared: Array, unit: Batch) -> Float[Array, " assignments"]:
+        """log p(d, u, c | v) of every listed choice."""
+        assert isinstance(self.guide.classifier, Categorical)
+        choices = jnp.arange(self.guide.classifier.size)
+        return jax.vmap(lambda c: self.joint.unit_log_prob(local, shared, unit.at(c)).unit)(choices)
 
     def draw(self, key: Array, context: Context, shared: Array, unit: Batch) -> tuple[Array, Array]:
         """A draw of the guide's q at a context, and its log density."""
         local, log_q = self.guide.sample_local(key, context, shared, unit, self.joint)
+        if self._sums:
+            return local[:-1], self.guide_log_prob(local[:-1], context, shared, unit)
         return local, log_q + self._padded(local, unit) if self._pads else log_q
 
     def guide_log_prob(self, local: Array, context: Context, shared: Array, unit: Batch) -> Array:
         """log q of the guide at a context."""
+        if self._sums:
+            log_choice = self.guide.choice_log_probs(context, shared, unit, self.joint)
+            each = jax.vmap(lambda c: self.guide.local_log_prob(local, context, shared, unit.at(c), self.joint))
+            return jax.nn.logsumexp(log_choice + each(jnp.arange(len(log_choice))))
         log_q = self.guide.local_log_prob(local, context, shared, unit, self.joint)
         return log_q + self._padded(local, unit) if self._pads else log_q
+
+    def with_choice(self, key: Array, local: Float[Array, " d"], shared: Array, unit: Batch) -> Float[Array, " n"]:
+        """The locals as the joint has them: with a choice, drawn given the numbers, where it was summed."""
+        if not self._sums:
+            return local
+        choice = jax.random.categorical(key, self._of_choices(local, shared, unit))
+        return jnp.append(local, choice.astype(local.dtype))
