@@ -89,9 +89,9 @@ def part(found: Any, name: str) -> Any:
 
 def plain(label: object) -> str:
     """A label as it is: no formula between dollars, no control characters, its middle left out where it is long."""
-    text = "".join(c if c.isprintable() else "?" for c in str(label)).replace("$", r"\$")
-    half = LONGEST_LABEL // 2
-    return text if len(text) <= LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
+    text, half = "".join(c if c.isprintable() else "?" for c in str(label)), LONGEST_LABEL // 2
+    text = text if len(text) <= LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
+    return text.replace("$", r"\$")
 
 
 def figure_png(figure: Any, *, dots_per_inch: int = 120) -> bytes:

@@ -27,12 +27,14 @@ def pictures(
     Args:
         report: the `Report` of `posterior.check`.
         posterior: for its training curve, or None.
-        data: the `Units` that were checked, for a summary of the worst ones, or None.
+        data: what was checked, for a summary of the worst units, or None; in any form where there is a `posterior`.
         drawn: Dataset of `posterior.sample`, of the worst units at least, or None.
         refined: that of `posterior.refine`, or None; beside `drawn` of the same units it is shown before and after.
 
     """
     found = {}
+    if data is not None and posterior is not None:
+        data = posterior.answerable(data)
     if "pareto_k_worst" in report.units and len(report):
         found |= _trust(report)
     if drawn is not None and len(report) and sites_of(drawn, report.unit_name):
