@@ -1,8 +1,9 @@
 """Does it work here, on real data? Radon in Minnesota's counties: train, answer, compare with the exact posterior.
 
 Ten of the 85 counties are kept away from training; what the guide says of them is compared with their exact posterior
-(`models.radon_exact`). With `every`, all 85 are trained on and compared with 20,000 draws by Stan (`models.radon`).
-The folder it leaves is a small project of its own: tables, model file and job file, for the command line to go on with.
+(`models.radon_exact`), before and after repair. With `every`, all 85 are trained on and compared with 20,000 draws by
+Stan (`models.radon`). The folder it leaves is a small project of its own: tables, model file and job file, for the
+command line to go on with.
 """
 
 from __future__ import annotations

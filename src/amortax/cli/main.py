@@ -261,8 +261,9 @@ def demo(
 ) -> None:
     """Try it: real data, and the exact answer beside.
 
-    Trains on radon in 75 counties of Minnesota, answers for 10 counties never seen, and compares with their exact
-    posterior; a minute or two, most of it compiling. With --all it trains on all 85 and compares with Stan's answer.
+    Trains on radon in 75 counties of Minnesota, answers for 10 counties never seen, compares with their exact
+    posterior, and repairs what the check flags; two minutes or so, most of it compiling. With
+    --all it trains on all 85 and compares with Stan's answer.
 
     Exits with 3 where the answers are further from the exact ones than the stated limits.
     """
