@@ -92,8 +92,7 @@ def fit(
     training = _in_their_rows(training, pair[1])
     frequency = visits_of(run.focus, found, training.labels)
     if plan.free and run.batch_size is None:
-        most = OWN_BATCH if frequency is None else max(min(OWN_BATCH, len(training) // 2), 1)
-        run = dataclasses.replace(run, batch_size=most)
+        run = dataclasses.replace(run, batch_size=_own_batch(len(training), focused=frequency is not None))
     batch = dataclasses.replace(drop_full_masks(to_batch(training), plan.structure), latents=local)
     known = TrainingData(batch, training.labels.tolist(), held_out, frequency)
     objective = objective or _default_objective(plan, training, latents)
@@ -101,6 +100,11 @@ def fit(
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     reference = reference_of(joint, built, found)
     return Posterior(plan, joint, built, record, found.schema, reference)
+
+
+def _own_batch(size: int, *, focused: bool) -> int:
+    """Units in a step where each has parameters of its own; where some are visited more often, at most half of all."""
+    return max(min(OWN_BATCH, size // 2), 1) if focused else OWN_BATCH
 
 
 def _check_arguments(guide: Any, objective: Any, optimizer: Any, run: Any) -> None:

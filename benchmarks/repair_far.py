@@ -1,6 +1,6 @@
 """Are units far from the training repaired, none made worse, and how fast? Linear-Gaussian, where KL(q || p) is exact.
 
-    python benchmarks/repair.py [--units 100] [--samples 4000]
+    python benchmarks/repair_far.py [--units 100] [--samples 4000]
 
 The model of TRUST §1: 10 measurements, 3 latents, decoder known, 10,000 training units. New units have latents or
 inputs ten times as large, or are like those of the training. KL before is of q's own normals; after, of the mean and
