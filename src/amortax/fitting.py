@@ -87,8 +87,7 @@ def fit(
         model = Joint(plan.model, plan.structure, _params(plan, found))
         found = conform(found, model)
         training, held_out, local = _split(plan, found, run, model, latents)
-        joint, built = initialise(plan, to_batch(training), init_key)
-        pair = (joint, remember(built, training))
+        pair = _first_pair(plan, training, init_key)
     training = _in_their_rows(training, pair[1])
     frequency = visits_of(run.focus, found, training.labels)
     if plan.free and run.batch_size is None:
@@ -100,6 +99,11 @@ def fit(
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     reference = reference_of(joint, built, found)
     return Posterior(plan, joint, built, record, found.schema, reference)
+
+
+def _first_pair(plan: Plan, training: Units, key: Array) -> tuple[Joint, Guide]:
+    joint, built = initialise(plan, to_batch(training), key)
+    return joint, remember(built, training)
 
 
 def _own_batch(size: int, *, focused: bool) -> int:
