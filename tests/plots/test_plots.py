@@ -307,7 +307,7 @@ def test_the_terminal_says_what_the_page_says(report):
     assert "level, size 4 (500 units): 0.400 instead of 0.90" in text
     assert "latents: 1 of 2 active; idle: slope (gave up)" in text
     assert "sd of y: 2 in the data, 1 in replications, 5.0 sds apart, 40% of units extreme" in text
-    assert re.search(r"approximation +0\.300 ± 0\.020", text)
+    assert re.search(r"approximation +0\.3000 ± 0\.0200", text)
     assert "Coverage of 90% intervals" not in text  # the table says it
 
 

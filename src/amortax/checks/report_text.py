@@ -22,7 +22,7 @@ IN_TABLES = {
     "coverage": ("coverage_", "tarp_", "sbc_p_"),
     "latents": ("latents",),
     "predictive": ("predictive_",),
-    "gaps": ("approximation_gap", "amortization_gap", "generalisation_gap"),
+    "gaps": ("approximation_gap", "amortization_gap", "generalisation_gap", "gap_units"),
 }
 """Beginnings of numbers that a table says better."""
 
@@ -120,7 +120,7 @@ def _predictive(table: Table) -> str:
 
 def _gaps(table: Table) -> str:
     rows = [
-        (str(name), f"{number_text(nats)} ± {number_text(error)}")
+        (str(name), f"{nats:.4f} ± {error:.4f}")
         for name, nats, error in zip(table["gap"], table["nats"], table["se"], strict=True)
     ]
     return aligned(("gap", "nats per unit"), rows)
