@@ -16,7 +16,7 @@ FILES = {"training.csv", "new.csv", "radon_model.py", "radon.toml", "radon.amx",
 def small(tmp_path_factory):
     """(folder, outcome, what was said) of a demo too short to be right."""
     folder, said = tmp_path_factory.mktemp("demo") / "out", []
-    outcome = demo.run(folder, num_steps=60, num_samples=200, show=said.append)
+    outcome = demo.run(folder, num_steps=400, num_samples=200, show=said.append)
     return folder, outcome, "\n".join(said)
 
 
