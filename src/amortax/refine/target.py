@@ -90,10 +90,15 @@ class Target(eqx.Module):
 
     def draw(self, key: Array, context: Context, shared: Array, unit: Batch) -> tuple[Array, Array]:
         """A draw of the guide's q at a context, and its log density."""
+        padding_key, key = jax.random.split(key) if self._pads else (key, key)
         local, log_q = self.guide.sample_local(key, context, shared, unit, self.joint)
         if self._sums:
             return local[:-1], self.guide_log_prob(local[:-1], context, shared, unit)
-        return local, log_q + self._padded(local, unit) if self._pads else log_q
+        if not self._pads:
+            return local, log_q
+        noise = self.prior_frame(unit).place(jax.random.normal(padding_key, local.shape))  # the guide's has no spread
+        local = jnp.where(self.padding(unit), noise, local)
+        return local, log_q + self._padded(local, unit)
 
     def guide_log_prob(self, local: Array, context: Context, shared: Array, unit: Batch) -> Array:
         """log q of the guide at a context."""
