@@ -16,6 +16,7 @@ _HOME = {
     "load": "posterior",
     "simulate": "pairs",
     "compare": "comparison",
+    "recalibrate": "recalibrated",
     "spread": "seeds",
     "to_datatree": "interop",
     "units": "data.arrays",
@@ -63,6 +64,7 @@ _HOME = {
     "Plan": "plan",
     "Posterior": "posterior",
     "Comparison": "comparison",
+    "Recalibration": "recalibrated",
     "Spread": "seeds",
     "Record": "train.record",
     "Checks": "checks.options",
@@ -75,12 +77,15 @@ _HOME = {
     "FitError": "_errors",
     "ArtifactError": "_errors",
 }
+_MODULES = ("plots",)  # public by their own name
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*sorted([*_HOME, *_MODULES]), "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'amortax' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

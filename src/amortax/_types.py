@@ -70,7 +70,8 @@ class Batch(eqx.Module):
     true number of elements of every ragged argument; `rows` says where units with parameters of their own
     have them (`encoders.free`), None without; `choice` the values of discrete sites at which a unit stands, if at
     some (`joint.assignments`), so that its locals are numbers alone; `latents` the unconstrained locals that made
-    its data where it was simulated, None where nobody knows. On the host all are NumPy's.
+    its data where it was simulated, None where nobody knows; `weight` for how many visits each of a unit counts, 1 in
+    the mean, where some are visited more often than others (`train.minibatches`). On the host all are NumPy's.
     """
 
     arrays: dict[str, AnyArray]
@@ -79,6 +80,7 @@ class Batch(eqx.Module):
     rows: Int[AnyArray, "*units"] | None = None
     choice: AnyArray | None = None
     latents: Float[AnyArray, "*units_and_d"] | None = None
+    weight: Float[AnyArray, "*units"] | None = None
 
     def at(self, choice: Array) -> Batch:
         """The same with the learned discrete sites at a choice."""

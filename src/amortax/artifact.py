@@ -61,6 +61,8 @@ def write_artifact(path: str | os.PathLike[str], manifest: dict[str, Any], array
     ...     read_artifact(f"{folder}/a.amortax")
     ({'units': 85}, {'scale': array([1., 2.], dtype=float32)})
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ArtifactError(f"save(path): expected the name of a file, got {path!r}")
     path = os.fspath(path)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

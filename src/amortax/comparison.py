@@ -123,6 +123,8 @@ def compare(first: Posterior, second: Posterior, data: Any, *, key: Array, num_s
     if num_samples < 2:
         raise DataError("compare: num_samples must be 2 or more, for a standard error")
     for posterior in (first, second):
+        if not isinstance(posterior, Posterior):
+            raise DataError(f"compare(first, second, data): expected two posteriors, got {posterior!r}")
         posterior.refuse_beliefs("compare")
     if difference := first.plan.structure.difference(second.plan.structure):
         raise DataError(f"compare: the posteriors are of different models, {difference}; give two of one model")

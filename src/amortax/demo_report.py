@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .plots import figure_png, intervals_against_exact, pareto_k_by_unit, training_curve
+from .plots import figure_png, intervals_against_exact
 from .psis import FLAT_K
+from .repair import by_rung
 
 LIMITS = (0.15, 0.85, 1.15)
 """Largest |difference of means| in exact sds; smallest and largest ratio of sds."""
@@ -150,25 +151,60 @@ def checked(report: Any, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def pictures(
-    drawn: Mapping[str, Any], exact: Mapping[str, Any], houses: Mapping[str, int], record: Any, report: Any
-) -> dict[str, bytes]:
-    """PNGs by title: the intervals of each table's counties beside the exact ones, the training, k of each county."""
+def repaired(
+    report: Any, refined: Any, before: Mapping[str, Comparison], after: Mapping[str, Comparison], seconds: float
+) -> str:
+    """What repair did: the rungs, what became of each county that was flagged, how far all are from exact."""
+    rungs = by_rung(refined)
+    told = ", ".join(f"{count} {rung}" for rung, count in zip(rungs["rung"], rungs["units"], strict=True))
+    lines = [
+        f'posterior.refine(..., budget="exact") in {seconds:.1f} s: each county went as far as it needs ({told});',
+        f"  what all counties share: {refined.attrs['globals_rung']}.",
+        *_flagged(report, refined, before, after),
+    ]
+    for title, found in after.items():
+        lines += [f"  {title}", f"    before: {before[title].worst()}", f"    after:  {found.worst()}"]
+    return "\n".join(lines)
+
+
+def _flagged(report: Any, refined: Any, before: Mapping[str, Comparison], after: Mapping[str, Comparison]) -> list[str]:
+    """A line for each county that the check flagged; one that says so where there is none."""
+    flagged = np.flatnonzero(np.asarray(report.units["verdict"]) != "PASS").tolist()
+    if not flagged:
+        return ["  No county was flagged."]
+    first, last = next(iter(before.values())), next(iter(after.values()))
+    return [
+        f"  {first.names[i]}, {report.units['verdict'][i]} {report.units['reason'][i]}: "
+        f"{refined['rung'].values[i]}, {refined['verdict'].values[i]}; "
+        f"{abs(first.difference[i]):.3f} sd from the exact answer before, {abs(last.difference[i]):.3f} after"
+        for i in flagged
+    ]
+
+
+def both(before: Comparison, after: Comparison) -> dict[str, Sequence[Any] | np.ndarray]:
+    """Distances from the exact answer before and after repair, as columns for a page."""
+    return {
+        "county" if before.houses is not None else "site": before.names,
+        f"difference before [{before.by} sd]": [f"{value:+.3f}" for value in before.difference],
+        f"after [{before.by} sd]": [f"{value:+.3f}" for value in after.difference],
+        "ratio of sds before": before.ratio,
+        "after": after.ratio,
+    }
+
+
+def pictures(drawn: Mapping[str, Any], exact: Mapping[str, Any], houses: Mapping[str, int]) -> dict[str, bytes]:
+    """PNGs by title: the intervals of each table's counties beside the exact ones."""
     figures = {}
     for part, draws in drawn.items():
         labels, effect = draws["county"].values.tolist(), draws["county_effect"].values
         ours = (effect.mean(0), *np.quantile(effect, (0.05, 0.95), axis=0))
         theirs = (exact[part].mean, exact[part].q05, exact[part].q95)
         title = f"90% intervals of the {len(labels)} {PARTS[part]}"
-        options = {"axis_label": "county effect (log pCi/L)", "title": title}
         counts = [houses[label] for label in labels]
-        heading = f"The {PARTS[part]}, amortized and exact"
-        figures[heading] = intervals_against_exact(labels, ours, theirs, counts, **options)
-    figures["How it was trained"] = training_curve(record.step, record.elbo_per_unit, title="Bound against step")
-    worst, limit = report.units["pareto_k_worst"], report.numbers["k_limit"]
-    if np.any(worst != FLAT_K):
-        figures["How far to trust each county"] = pareto_k_by_unit(worst, limit, title="Worst Pareto k of each county")
-    return {title: figure_png(figure) for title, figure in figures.items()}
+        figures[f"The {PARTS[part]}, amortized and exact"] = intervals_against_exact(
+            labels, ours, theirs, counts, axis_label="county effect (log pCi/L)", title=title
+        )
+    return {title: figure_png(axes.figure) for title, axes in figures.items()}
 
 
 PARTS = {"new": "counties never seen", "training": "counties trained on"}

@@ -14,6 +14,7 @@ from ._recipe import Recipe
 from ._types import PyTree
 from .joint.assignments import choice_size
 from .joint.levels import levels_of
+from .joint.structure import Structure
 from .unsuited import unheard
 
 SUMMED = "summed exactly"
@@ -59,9 +60,17 @@ def describe(plan: Any) -> str:
     console.print(encodes + f"\n{gap}" * bool(gap), highlight=False)
     if structure.params:
         console.print(f"learned by maximum likelihood: {', '.join(structure.params)}", highlight=False)
-    if structure.cannot_simulate:
-        console.print(f"the model can't be simulated: {structure.cannot_simulate}", highlight=False)
+    for line in _lacks(structure):
+        console.print(line, highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _lacks(structure: Structure) -> Iterator[str]:
+    """What the model can't do."""
+    if structure.cannot_simulate:
+        yield f"the model can't be simulated: {structure.cannot_simulate}"
+    if structure.no_density:
+        yield f"no bound, check or evidence: {structure.no_density}; fit it on pairs"
 
 
 def _discrete(plan: Any, count: int) -> Iterator[tuple[str, ...]]:

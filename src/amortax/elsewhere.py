@@ -53,6 +53,9 @@ def complete_responses(at: Any, data: Units, joint: Joint) -> tuple[Units, list[
     structure = joint.structure
     axes = {a.name: a.axis for a in structure.arguments if a.axis and isinstance(at, Mapping) and a.name in at}
     place = at if isinstance(at, Units) else units(at, axes=axes or None, name=structure.plate)
+    names = [argument.name for argument in structure.arguments]
+    if unknown := sorted(set(place.arrays) - set(names)):
+        raise DataError(f"at has '{unknown[0]}', which is no argument of model '{structure.model}'; it has {names}")
     arrays, masks, lengths, drawn = dict(place.arrays), dict(place.masks), dict(place.lengths), []
     for argument in structure.arguments:
         name = argument.name

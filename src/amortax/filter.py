@@ -2,9 +2,10 @@
 
     state_t = update(state_{t-1}, x_t),   q(z_t | x_1, ..., x_t) = belief(state_t)
 
-All are pure functions of arrays, for use inside `jax.jit`, `jax.vmap` and `jax.lax.scan`: no host, no checks of values.
-What can be checked from shapes is, when the program is traced. A value that can't be shows as NaN in all later beliefs:
-an index out of range, NaN in an argument of which nothing was missing in training. So does a belief before any update.
+All are pure functions of arrays, for use inside `jax.jit`, `jax.vmap` and `jax.lax.scan`. Outside of these values are
+known and those that can't be are refused (`observation`). Inside, only what can be checked from shapes is, when the
+program is traced, and values are the caller's task: an index out of range, and NaN in an argument of which nothing was
+missing in training, show as NaN in all later beliefs, as does a belief before any update; others do not show.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from ._errors import DataError, GuideError
-from ._types import Batch, Context
+from ._types import Batch, Context, check_key, whole_number
 from .beliefs import Part, Steps, choices_of, numbers_of
-from .encoders.base import Feature
 from .encoders.causal import STEP, Causal
 from .families.base import AbstractFamily
 from .families.discrete import Factorised
@@ -32,6 +33,7 @@ from .families.normal import AbstractAffine
 from .frames import Frame, prior_frame
 from .guide import Guide
 from .joint.structure import Structure
+from .observation import Kind, kinds_of, one_step
 
 
 class FilterState(eqx.Module):
@@ -54,8 +56,14 @@ class Belief(eqx.Module):
     choices: Factorised | None
     values: tuple[tuple[int | float, ...], ...] = eqx.field(static=True)  # of every part's elements, where discrete
 
-    def sample(self, key: Array) -> dict[str, Array]:
-        """One draw."""
+    def sample(self, key: Array, *, num_samples: int | None = None) -> dict[str, Array]:
+        """One draw; or `num_samples` of them, along a first axis.
+
+        **Raises** `DataError` for what is no typed key, or no whole number from 1.
+        """
+        check_key(key)
+        if num_samples is not None:
+            return jax.vmap(self.sample)(jax.random.split(key, whole_number("num_samples", num_samples)))
         if self.choices is not None:
             uniform = jax.random.uniform(key, (len(self.choices.counts),))
             return self._named(self.choices.draw(uniform, self.context), digits=True)
@@ -119,6 +127,10 @@ class Belief(eqx.Module):
 
     def _flat(self, values: Mapping[str, Any]) -> Array:
         wanted = [part.name for part in self.parts]
+        if not isinstance(values, Mapping):
+            raise DataError(
+                f"belief.log_prob: expected a dict of site -> values, of {wanted}, got {type(values).__name__}"
+            )
         if sorted(values) != sorted(wanted):
             raise DataError(f"belief.log_prob: expected values of {wanted}, got {sorted(values)}")
         for part in self.parts:
@@ -144,6 +156,11 @@ class Filter(eqx.Module):
     choices: Factorised | None
     parts: tuple[Part, ...] = eqx.field(static=True)
     values: tuple[tuple[int | float, ...], ...] = eqx.field(static=True)
+    kinds: tuple[Kind, ...] = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        seen = ", ".join(feature.name for feature in self.encoder.features.inputs.features)
+        return f"Filter(beliefs of {', '.join(part.name for part in self.parts)}; a step sees {seen})"
 
     def init(self) -> FilterState:
         """Before the first step, where there is no belief yet: it is the model's prior."""
@@ -157,8 +174,13 @@ class Filter(eqx.Module):
         training NaN is a missing value, and None a missing observation of any type. `real` False where the step is
         padding after the end of a series: the state stays as it is.
 
-        **Raises** `DataError` for other arguments, shapes or types.
+        **Raises** `DataError` for other arguments, shapes or types; outside of `jax.jit` also for values that can't
+        be: missing where none was in training, infinite, outside a range or support.
         """
+        _check_state("update(state, observation)", state)
+        said = real if isinstance(real, jax.Array) else np.asarray(real)
+        if said.dtype.kind != "b" or said.ndim:
+            raise DataError(f"filter.update: real= says whether the step is one, True or False, got {real!r}")
         unit = self._one_step(observation)
         row = self.encoder.rows(unit)[0]
         row = jnp.where(self._possible(unit), row, jnp.nan)
@@ -168,18 +190,24 @@ class Filter(eqx.Module):
         return jax.tree.map(lambda new, old: jnp.where(real, new, old), after, state)
 
     def belief(self, state: FilterState) -> Belief:
-        """q(z_t | x_1, ..., x_t)."""
+        """q(z_t | x_1, ..., x_t).
+
+        **Raises** `DataError` before any step, where that is known (outside of `jax.jit`).
+        """
+        _check_state("belief(state)", state)
+        if not isinstance(state.started, Tracer) and not np.all(state.started):
+            raise DataError(
+                "filter.belief: there was no step yet, and what is believed then is the model's prior; call "
+                "state = filter.update(state, observation) first"
+            )
         context = jax.tree.map(lambda x: jnp.where(state.started, x, jnp.nan), state.context)
         return Belief(self.parts, context, self.family, self.frame, self.choices, self.values)
 
     def _one_step(self, observation: Mapping[str, Any]) -> Batch:
         features = self.encoder.features.inputs.features
-        wanted = [feature.name for feature in features]
-        if sorted(observation) != sorted(wanted):
-            raise DataError(f"filter.update: an observation has {sorted(wanted)}, got {sorted(observation)}")
-        arrays, masks = {}, {}
+        found, arrays, masks = one_step(observation, features, self.kinds), {}, {}
         for feature in features:
-            value, mask = _checked(feature, observation[feature.name])
+            value, mask = found[feature.name]
             lead = feature.plate == STEP
             arrays[feature.name] = value[None] if lead else value
             if feature.masked:
@@ -197,30 +225,11 @@ class Filter(eqx.Module):
         return inside
 
 
-def _checked(feature: Feature, value: Any) -> tuple[Array, Array]:
-    """(one step of an argument, which of it is there), or a `DataError`."""
-    shape = tuple(int(n or 1) for n in feature.shape[feature.plate == STEP :])
-    if value is None:
-        if not feature.masked:
-            raise DataError(
-                f"filter.update: observation['{feature.name}'] is missing, but nothing was missing there in training; "
-                "train on data that has missing values too"
-            )
-        return jnp.full(shape, feature.first_category), jnp.zeros(shape, bool)
-    array = jnp.asarray(value)
-    if array.shape != shape:
+def _check_state(verb: str, state: Any) -> None:
+    if not isinstance(state, FilterState):
         raise DataError(
-            f"filter.update: observation['{feature.name}'] has shape {array.shape}; one step of one series has "
-            f"{shape}; give one step, and use jax.vmap for many series"
+            f"filter.{verb}: expected the state that init() or update() returned, got {type(state).__name__}"
         )
-    if feature.categories and not jnp.issubdtype(array.dtype, jnp.integer):
-        raise DataError(
-            f"filter.update: observation['{feature.name}'] is of type {array.dtype}; it is an index, give integers"
-        )
-    if not (feature.masked and jnp.issubdtype(array.dtype, jnp.floating)):
-        return array, jnp.ones(shape, bool)
-    there = ~jnp.isnan(array)
-    return jnp.where(there, array, 0.0), there
 
 
 def _size(part: Part) -> int:
@@ -251,11 +260,10 @@ def filter_of(structure: Structure, guide: Guide) -> Filter:
         steps, stepwise = choices_of(structure), guide.classifier.network
         counts = tuple(guide.classifier.counts[i] for i in steps.index[0])
         choices = Factorised(counts, False, stepwise.network)
-        return Filter(encoder, None, None, choices, steps.parts, _supports(structure, steps))
+        return Filter(encoder, None, None, choices, steps.parts, _supports(structure, steps), kinds_of(structure))
     assert guide.local is not None
     assert isinstance(guide.local.family, Filtering)
     steps, frame = numbers_of(structure), prior_frame(guide.local.whitening)
     first = np.asarray(steps.index[0])
-    return Filter(
-        encoder, guide.local.family.step, Frame(frame.center[first], frame.factor[first]), None, steps.parts, ()
-    )
+    placed = Frame(frame.center[first], frame.factor[first])
+    return Filter(encoder, guide.local.family.step, placed, None, steps.parts, (), kinds_of(structure))

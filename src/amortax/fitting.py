@@ -14,6 +14,7 @@ from ._errors import FitError
 from ._types import Batch, check_key
 from .checks.shift import reference_of
 from .data import Units
+from .focus import visits_of
 from .guide import Guide
 from .intake import as_units, conform, drop_full_masks, to_batch
 from .joint.joint import Joint
@@ -21,11 +22,12 @@ from .objectives.base import AbstractObjective, check_objective
 from .objectives.elbo import ELBO
 from .objectives.forward import ForwardKL
 from .own import remember, table_of, with_rows
-from .pairs import is_pairs, split_pairs, with_latents
+from .pairs import parts_of, split_pairs, with_latents
 from .plan import Plan
 from .posterior import Posterior
 from .train.initialise import initialise
-from .train.run import Run, TrainingData, train
+from .train.minibatches import TrainingData
+from .train.run import Run, train
 from .train.schedule import Optimizer
 
 HOLD_OUT_FROM = 1000  # units; fewer are too few to give some away
@@ -56,6 +58,11 @@ def fit(
     - `optimizer`: any Optax transformation; default Adam with warm-up, clipping and decay.
     - `run`: everything else about the run; `num_steps` and `batch_size` are short cuts into it.
 
+    With `run=Run(focus=report)` units that a report of `check` flagged are visited more often, and each visit counts so
+    much less: what is trained is the same bound of all units, so q of the globals is not pulled towards the flagged
+    ones, and a q that can't hold all units well is not turned towards them either. They gain where their gradient was
+    rare and noisy, and with `am.free()`, where every visit is a step of their own.
+
     All units enter the posterior. Only where parameters are learned by maximum likelihood and no global is Bayesian,
     with 1,000 units or more, one in twenty is held out to stop early (DESIGN §4.10).
 
@@ -63,13 +70,15 @@ def fit(
 
     **Raises** `FitError` if training can't go on, naming the units at fault; `DataError` for impossible data.
     """
+    _check_arguments(guide, objective, optimizer, run)
     run = _merge(run or Run(), num_steps, batch_size)
     check_key(key, FitError)
     init_key, train_key = jax.random.split(key)
-    latents, data = data if is_pairs(data) else (None, data)
+    plan = guide.plan if isinstance(guide, Posterior) else guide
+    latents, data = parts_of(data, plan.structure)
     objective = _checked_objective(objective, guide, latents)
     if isinstance(guide, Posterior):
-        plan, found = guide.plan, conform(data, guide.joint)
+        found = conform(data, guide.joint)
         training, held_out, local = _split(plan, found, run, guide.joint, latents)
         pair = (guide.joint, guide.guide)
     else:
@@ -78,18 +87,52 @@ def fit(
         model = Joint(plan.model, plan.structure, _params(plan, found))
         found = conform(found, model)
         training, held_out, local = _split(plan, found, run, model, latents)
-        joint, built = initialise(plan, to_batch(training), init_key)
-        pair = (joint, remember(built, training))
+        pair = _first_pair(plan, training, init_key)
     training = _in_their_rows(training, pair[1])
+    frequency = visits_of(run.focus, found, training.labels)
     if plan.free and run.batch_size is None:
-        run = dataclasses.replace(run, batch_size=OWN_BATCH)
+        run = dataclasses.replace(run, batch_size=_own_batch(len(training), focused=frequency is not None))
     batch = dataclasses.replace(drop_full_masks(to_batch(training), plan.structure), latents=local)
-    known = TrainingData(batch, training.labels.tolist(), held_out)
+    known = TrainingData(batch, training.labels.tolist(), held_out, frequency)
     objective = objective or _default_objective(plan, training, latents)
     joint, built, record = train(pair, known, key=train_key, objective=objective, optimizer=optimizer, run=run)
     record = dataclasses.replace(record, data_fingerprint=found.fingerprint(), versions=_versions())
     reference = reference_of(joint, built, found)
     return Posterior(plan, joint, built, record, found.schema, reference)
+
+
+def _first_pair(plan: Plan, training: Units, key: Array) -> tuple[Joint, Guide]:
+    joint, built = initialise(plan, to_batch(training), key)
+    return joint, remember(built, training)
+
+
+def _own_batch(size: int, *, focused: bool) -> int:
+    """Units in a step where each has parameters of its own; where some are visited more often, at most half of all."""
+    return max(min(OWN_BATCH, size // 2), 1) if focused else OWN_BATCH
+
+
+def _check_arguments(guide: Any, objective: Any, optimizer: Any, run: Any) -> None:
+    """Raises `FitError` for arguments of another kind, by what a newcomer would give."""
+    if not isinstance(guide, Plan | Posterior):
+        raise FitError(
+            "fit(guide, data): guide must be what am.amortize(model, data, plate=...) returned, or a posterior to "
+            f"train on, got {_named(guide)}"
+        )
+    if not (objective is None or isinstance(objective, AbstractObjective)):
+        raise FitError(f"fit: objective must be one, am.ELBO() or am.IWELBO(8) say, got {_named(objective)}")
+    steps = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if not (optimizer is None or all(map(callable, steps))):
+        raise FitError(
+            "fit: optimizer must be an Optax transformation, optax.adam(1e-3) say, or am.natural(rate) where rate is "
+            f"am.robbins_monro(10, 0.7) say, got {_named(optimizer)}"
+        )
+    if not (run is None or isinstance(run, Run)):
+        raise FitError(f"fit: run must be am.Run(num_steps=...), got {_named(run)}; or give num_steps= to fit itself")
+
+
+def _named(given: Any) -> str:
+    name = getattr(given, "__name__", "")
+    return f"{name} itself; call it" if name and callable(given) else repr(given)
 
 
 def _split(
@@ -102,6 +145,12 @@ def _split(
         raise FitError("(latents, data) pairs teach q of later data, for which am.free() has none; give an encoder")
     if run.validation is not None:
         raise FitError("run.validation: of (latents, data) pairs a tenth is held out by itself; leave it out")
+    size = plan.structure.size("local")
+    if len(found) < (fewest := 2 * (size + 1)):
+        raise FitError(
+            f"{len(found)} (latents, data) pairs are too few to learn from: {size} numbers need {fewest} at the very "
+            "least, and some thousands to be learned well; simulate more"
+        )
     training, local, held_out = split_pairs(with_latents(latents, found, joint), found, plan.structure)
     return training, held_out, local
 
@@ -122,7 +171,8 @@ def _checked_objective(
     structure = plan.structure
     if latents is not None:
         structure = dataclasses.replace(structure, cannot_simulate="")  # it was, somewhere else
-    check_objective(objective or ELBO(), structure, trained=trained)
+    default = ELBO() if latents is None else ForwardKL()
+    check_objective(objective or default, structure, trained=trained)
     return objective
 
 

@@ -51,7 +51,7 @@ class AbstractHead(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class concatenate(Recipe):
+class concatenate(Recipe, slots=("head",)):
     """Recipe of `Concatenate`: the family sees context and globals side by side."""
 
     def build(self, size: int, context_sizes: tuple[int, ...], whitened_size: int, *, key: Array) -> Concatenate:
@@ -72,7 +72,7 @@ class Concatenate(AbstractHead):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class newton(Recipe):
+class newton(Recipe, slots=("head",)):
     """Recipe of `Newton`: one Newton step of the model itself places the family; `most` globals are told beside it."""
 
     width: int = 64

@@ -24,14 +24,25 @@ from .joint.whole import Whole
 
 
 def as_units(data: Any, model: Callable, plate: str, axes: Mapping[str, int] | None = None) -> Units:
-    """`Units` from whatever the user gave; the unit axis of plain arrays is read from the plates, or is `axes`'."""
+    """`Units` from whatever the user gave; the unit axis of plain arrays is read from the plates, or is `axes`'.
+
+    **Raises** `DataError` where nothing of an argument is known: there is nothing to learn from it.
+    """
     if isinstance(model, Whole):  # whose arrays of one data set have no axis of units
-        return dataclasses.replace(units(data, axes=axes, name=plate), axes={})
-    if isinstance(data, Units):
-        return data
-    if isinstance(data, Mapping) and axes is None and all(hasattr(x, "shape") for x in data.values()):
-        axes = _read_axes(data, model, plate)
-    return units(data, axes=axes, name=plate)
+        found = dataclasses.replace(units(data, axes=axes, name=plate), axes={})
+    elif isinstance(data, Units):
+        found = data
+    else:
+        if isinstance(data, Mapping) and axes is None and all(hasattr(x, "shape") for x in data.values()):
+            axes = _read_axes(data, model, plate)
+        found = units(data, axes=axes, name=plate)
+    for name, mask in found.masks.items():
+        if not mask.any():
+            raise DataError(
+                f"data['{name}']: all {mask.size} values are missing, expected at least one real value; give one, or "
+                "leave the argument out"
+            )
+    return found
 
 
 def _read_axes(data: Mapping[str, Any], model: Callable, plate: str) -> dict[str, int]:
@@ -84,16 +95,17 @@ def to_batch(data: Units) -> Batch:
 def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
     """New data for a trained posterior: `Units` with the arguments, shapes, masks and values it was trained for.
 
-    Labels that are summed over where they are missing may be left out: they are missing everywhere.
+    Observed arguments that may be missing may be left out: they are missing everywhere, and the answer is the prior's.
 
     **Arguments**: `stand_ins` names arguments whose values are placeholders, which need not be possible.
 
     **Raises** `DataError` naming argument, expected and got.
     """
     structure = joint.structure
-    axes = {a.name: a.axis for a in structure.arguments if a.axis}
+    given = data if isinstance(data, Mapping) else {a.name for a in structure.arguments}
+    axes = {a.name: a.axis for a in structure.arguments if a.axis and a.name in given}
     found = data if isinstance(data, Units) else units(data, axes=axes or None, name=structure.plate)
-    found = _with_unknown_labels(found, structure)
+    found = _with_unknown(found, structure)
     names = {a.name for a in structure.arguments}
     if set(found.arrays) != names:
         missing, extra = sorted(names - set(found.arrays)), sorted(set(found.arrays) - names)
@@ -102,7 +114,7 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
             f"{' and ' if missing and extra else ''}{'unknown ' + str(extra) if extra else ''}; "
             f"expected exactly {sorted(names)}{_why_needed(structure, missing)}"
         )
-    found = _in_stored_types(found, structure)
+    found = _possible_where_nothing_is_real(_in_stored_types(found, structure), structure)
     batch = to_batch(found)
     masks: dict[str, Any] = dict(batch.masks)
     for argument in structure.arguments:
@@ -123,24 +135,53 @@ def conform(data: Any, joint: Joint, stand_ins: Collection[str] = ()) -> Units:
 
 def _why_needed(structure: Structure, missing: Collection[str]) -> str:
     """For the first missing argument that is observed: posteriors can do without many of those."""
-    needed = [a for a in structure.arguments if a.name in missing and a.role == "observed" and a.needed]
-    return f"; of '{needed[0].name}' nothing may be missing: {needed[0].needed}" if needed else ""
+    observed = [a for a in structure.arguments if a.name in missing and a.role == "observed"]
+    if needed := [a for a in observed if a.needed]:
+        return f"; of '{needed[0].name}' nothing may be missing: {needed[0].needed}"
+    if never := [a.name for a in observed if not a.masked]:
+        return (
+            f"; '{never[0]}' can't be left out, since nothing of it was missing in training and the encoder can't read "
+            "units without it: train on data that has missing values (NaN) too"
+        )
+    return ""
 
 
-def _with_unknown_labels(data: Units, structure: Structure) -> Units:
-    """The units with labels that nobody gave as all missing, where the posterior sums over missing ones."""
+def _with_unknown(data: Units, structure: Structure) -> Units:
+    """The units with what was observed in training, and nobody gave, as all missing, where it may be."""
     arrays, masks, lengths = dict(data.arrays), dict(data.masks), dict(data.lengths)
-    for name, site in structure.labels.items():
-        argument = structure.argument(name)
+    for argument in structure.arguments:
+        name, label = argument.name, argument.name in structure.labels
         beside = [a.name for a in structure.arguments if a.ragged and a.plate == argument.plate and a.name in arrays]
-        if name in arrays or (argument.ragged and not beside):
+        may_be = label or (argument.role == "observed" and argument.masked and not argument.needed)
+        if name in arrays or not may_be or (argument.ragged and not beside):
             continue
+        sizes = dict(zip(argument.dims, argument.shape, strict=False))
         if argument.ragged:
             lengths[name] = lengths.get(beside[0], np.full(len(data), arrays[beside[0]].shape[1], np.int32))
-        shape = (len(data), *(arrays[beside[0]].shape[1] if n is None else n for n in argument.shape))
-        arrays[name] = np.full(shape, site.choices[0], argument.dtype)
-        masks[name] = np.zeros(shape, bool)
+            others = structure.argument(beside[0]).dims
+            sizes |= {p: n for p, n in zip(others, arrays[beside[0]].shape[1:], strict=False) if p}
+        shape = [len(data)]
+        for dim, n in zip(argument.dims or (None,) * len(argument.shape), argument.shape, strict=True):
+            size = sizes.get(dim) if n is None else n
+            shape.append(arrays[beside[0]].shape[1] if size is None else size)
+        arrays[name], masks[name] = np.zeros(shape, argument.dtype), np.zeros(shape, bool)
     return dataclasses.replace(data, arrays=arrays, masks=masks, lengths=lengths)
+
+
+def _possible_where_nothing_is_real(data: Units, structure: Structure) -> Units:
+    """Something possible in the place of arguments of which nothing is real: no density or slope meets another."""
+    arrays = dict(data.arrays)
+    supports = {site.argument: site.support.lower() for site in structure.of("observed")}
+    for argument in structure.arguments:
+        name = argument.name
+        if name not in data.masks or np.any(data.masks[name]):
+            continue
+        whole = any(word in supports.get(name, "") for word in ("int", "bool", "multinomial"))
+        value = argument.first_category if argument.categories else 0 if whole else 0.5
+        if name in structure.labels:
+            value = structure.labels[name].choices[0]
+        arrays[name] = np.full(arrays[name].shape, value, argument.dtype)
+    return dataclasses.replace(data, arrays=arrays)
 
 
 def _in_stored_types(data: Units, structure: Structure) -> Units:
@@ -193,6 +234,26 @@ def _check_sizes(structure: Structure, data: Units) -> None:
                 )
 
 
+def _how_to_fit(argument: Argument, shape: tuple[int, ...]) -> str:
+    """What to do with an array of this shape, units first, of which one unit's is another than in training."""
+    usual = "give arrays with the unit axis first and the same axes after it"
+    if shape == argument.shape:
+        return f"it is as long as one unit: give am.units([{{'{argument.name}': ...}}]), or the array with [None]"
+    if len(shape) != len(argument.shape) + 1:
+        deep = "lists of lists of arrays" if len(argument.shape) > 1 else "lists of arrays"
+        if argument.ragged:
+            return f"{usual}, or {deep}: one entry for each unit, {len(argument.shape)} axes in each"
+        return usual
+    got, want = next((n, m) for n, m in zip(shape[1:], argument.shape, strict=True) if m not in (None, n))
+    if got > want:
+        return f"longer ones need a posterior that was trained on {got}, or on lists of unequal length (ragged)"
+    if argument.masked and not argument.needed:
+        return f"pad with NaN to {want}: what is missing is left out"
+    return (
+        f"fewer than {want} need a posterior trained on data with missing values (NaN), or on lists of unequal length"
+    )
+
+
 def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.ndarray) -> None:
     array = np.asarray(batch.arrays[argument.name])
     shape = array.shape[1:]
@@ -203,7 +264,7 @@ def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.nda
         want = tuple("any" if n is None else n for n in argument.shape)
         raise DataError(
             f"data['{argument.name}'] has shape {shape} per {plate}, but the posterior was trained for {want}; "
-            "give arrays with the unit axis first and the same axes after it"
+            + _how_to_fit(argument, array.shape)
         )
     if argument.name in batch.lengths and not argument.ragged:
         raise DataError(
@@ -215,7 +276,8 @@ def _check_argument(argument: Argument, batch: Batch, plate: str, labels: np.nda
         if len(where):
             raise DataError(
                 f"data['{argument.name}'] is missing at {plate} '{labels[where[0][0]]}', but nothing was missing there "
-                "in training, so the encoder can't read it; drop the unit, or train on data that has missing values too"
+                "in training, so the encoder can't read it; drop the unit, or plan anew (amortize) with data that has "
+                "missing values too, and train on it"
             )
 
 

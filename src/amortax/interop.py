@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._errors import DataError
+from ._errors import DataError, ModelError
 from .chunks import row_mask
 from .data import Units
 from .joint.structure import Site, Structure
@@ -27,6 +27,11 @@ def to_dataset(structure: Structure, data: Units, shared: dict[str, np.ndarray],
         value = _without_padding(sites[name], structure, data, value)
         variables[name] = (("sample", structure.plate, *_dims(sites[name], value.shape[2:])), value)
     ordered = {site.name: variables[site.name] for site in structure.sites if site.name in variables}
+    if not ordered:
+        raise ModelError(
+            f"model '{structure.model}' has no observed site of which there could be draws (its data enter by a "
+            "numpyro.factor); use sample"
+        )
     coords = {structure.plate: data.labels, "sample": np.arange(next(iter(ordered.values()))[1].shape[0])}
     return xarray.Dataset(ordered, coords=coords, attrs={"model": structure.model})
 
@@ -60,6 +65,8 @@ def to_datatree(dataset: Any, report: Any = None) -> Any:
     With a `report` of `posterior.check` the group `check` has the verdict of every unit, by label. (With a bare
     `sample` dim ArviZ 0.23 would summarise all units as one.)
     """
+    if not hasattr(dataset, "drop_vars"):
+        raise DataError(f"to_datatree: expected draws, as posterior.sample gives them, got {dataset!r}")
     import xarray
 
     group = dataset.drop_vars("sample", errors="ignore")

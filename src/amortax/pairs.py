@@ -41,6 +41,11 @@ def simulate(guide: Plan, num_units: int, *, key: Array, like: Any = None) -> tu
     `like` where it is needed.
     """
     check_key(key)
+    if not isinstance(guide, Plan):
+        raise DataError(
+            f"am.simulate(guide, num_units): guide must be what am.amortize(model, data, plate=None) returned, got "
+            f"{guide!r}; of a posterior it is posterior.plan"
+        )
     structure, count = guide.structure, whole_number("num_units", num_units)
     _check_simulated(structure)
     joint = Joint(guide.model, structure, {})
@@ -101,9 +106,31 @@ def _empty(structure: Structure) -> Units:
     return Units(arrays, {}, {}, np.arange(1), structure.plate)
 
 
-def is_pairs(data: Any) -> bool:
-    """Whether `data` is (latents, data): a tuple of two, of which the first names values."""
-    return isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping)
+def parts_of(data: Any, structure: Structure) -> tuple[Mapping[str, Any] | None, Any]:
+    """(latents, data) of pairs, a tuple of two of which the first names latents; (None, data) of data alone.
+
+    **Raises** `DataError` for what must be meant as pairs, and is none.
+    """
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping):
+        _check_order(data[0], structure)
+        return data
+    if isinstance(data, tuple | list) and any(isinstance(part, Units) for part in data):
+        kinds = ", ".join(type(part).__name__ for part in data)
+        raise DataError(
+            f"data: (latents, data) pairs are a tuple of two, a dict of latents first, got a {type(data).__name__} of "
+            f"{kinds}; give am.fit(guide, (latents, data), key=key)"
+        )
+    return None, data
+
+
+def _check_order(latents: Mapping[str, Any], structure: Structure) -> None:
+    """Raises where the data stand first."""
+    arguments, sites = {a.name for a in structure.arguments}, {s.name for s in structure.of("local", "discrete")}
+    if latents and set(latents) <= arguments and not set(latents) & sites:
+        raise DataError(
+            f"(latents, data) pairs: the first has {sorted(latents)}, arguments of model '{structure.model}', where "
+            f"its latents {sorted(sites)} belong; give the latents first, then the data"
+        )
 
 
 def with_latents(latents: Mapping[str, Any], data: Units, joint: Joint) -> Float[np.ndarray, "units d"]:
@@ -118,6 +145,9 @@ def with_latents(latents: Mapping[str, Any], data: Units, joint: Joint) -> Float
             f"(latents, data) pairs are for whole data sets, amortize(..., plate=None), without learned parameters; "
             f"model '{structure.model}' was read along plate '{structure.plate}', learned: {list(structure.params)}"
         )
+    for name, values in latents.items():
+        if np.asarray(values).dtype.kind not in "biuf":
+            raise DataError(f"latents['{name}']: expected an array of numbers, got {np.asarray(values).dtype.name}")
     if unknown := sorted(set(latents) - {site.name for site in structure.of("local", "discrete")}):
         raise DataError(f"latents has '{unknown[0]}', which is no latent of model '{structure.model}'")
     given = {name: x[0] for name, x in values_of(structure, latents, data.labels)[0].items()}

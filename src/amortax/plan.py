@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._errors import DataError, check_entries
+from ._errors import DataError, ModelError, check_entries
 from ._recipe import Recipe, from_json
 from ._types import Batch, Fixed
 from .beliefs import build_beliefs, is_filtering
@@ -33,6 +33,7 @@ from .inputs import inputs_of
 from .intake import as_units, to_batch
 from .joint.assignments import element_counts
 from .joint.joint import Joint
+from .joint.observe import reading
 from .joint.probe import initial_params, probe
 from .joint.read import read
 from .joint.refuse import refuse_tied
@@ -42,7 +43,7 @@ from .joint.values import check_values
 from .joint.whole import DATASET, whole
 from .nesting import build_nested, elements_are_independent
 from .own import first_row, own_family
-from .unsuited import check_missing
+from .unsuited import check_missing, check_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +186,11 @@ def amortize(
     **Raises** `ModelError` for what can't be amortized, `DataError` for impossible data, `GuideError` for a recipe
     that doesn't fit; each names the site or argument and what to do.
     """
+    recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
+    recipes["classifier"] = classifier
+    check_slots(recipes)
+    if not callable(model):
+        raise ModelError(f"amortize(model, data): model must be a function, a NumPyro program, got {model!r}")
     if plate is None:
         plate = DATASET
         model = whole(model, to_batch(units(data, name=plate)))
@@ -196,11 +202,11 @@ def amortize(
     check_missing(structure, missing)
     _refuse_one(structure, len(found))
     params = initial_params(model, structure, batch, jax.random.key(0))
-    check_values(Joint(model, structure, params), given, found.labels.tolist())
+    with reading(model):
+        check_values(Joint(model, structure, params), given, found.labels.tolist())
     structure = probe(model, structure, batch, params, jax.random.key(0))
     check_slopes(Joint(model, structure, params), batch)
-    recipes = {"encoder": encoder, "head": head, "family": family, "shared_family": shared_family}
-    plan = _planned(Joint(model, structure, params), batch, recipes | {"classifier": classifier})
+    plan = _planned(Joint(model, structure, params), batch, recipes)
     return plan.for_units(len(found))
 
 
@@ -208,7 +214,8 @@ def _refuse_one(structure: Structure, count: int) -> None:
     if count < 2 and structure.size("local") and not structure.whole:
         raise DataError(
             f"data has {count} unit of plate '{structure.plate}' and the model has latents in it; amortizing needs "
-            "several to learn from: check the unit axis, or sample this one posterior with numpyro.infer.NUTS"
+            "several to learn from: check the unit axis, give plate=None for q of this one data set, write the model "
+            "of one (as amortax.models.state_space.one is), or sample it with numpyro.infer.NUTS"
         )
 
 

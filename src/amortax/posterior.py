@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from . import answer
-from ._errors import ArtifactError, DataError, GuideError
+from ._errors import ArtifactError, DataError, GuideError, ModelError
 from ._types import Terms, check_key, whole_number
 from .checks.shift import Reference
 from .data import TableSchema, Units
@@ -24,8 +24,9 @@ from .filter import Filter, filter_of
 from .guide import Guide
 from .intake import conform
 from .interop import to_dataset, values_of
+from .joint.densities import check_densities
 from .joint.joint import Joint
-from .joint.reread import matching_params
+from .joint.reread import reread
 from .joint.whole import program_of
 from .own import with_rows
 from .plan import Plan
@@ -223,7 +224,16 @@ class Posterior(eqx.Module):
         return None
 
     def refuse_beliefs(self, verb: str) -> None:
-        """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps."""
+        """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps.
+
+        And `ModelError` where the model has no density by which to judge q, nor a sampler to predict with.
+        """
+        if why := self._structure.no_density:
+            raise ModelError(
+                f"{verb}: of model '{self._structure.model}' {why}, so that its answers can't be judged by weights or "
+                "predicted; simulate pairs that were not trained on, and compare sample() of their data with the "
+                "latents that made them"
+            )
         if self.plan.filters:
             raise GuideError(
                 f"{verb}: am.filtering() has beliefs of single steps given the steps up to them, and no posterior of a "
@@ -250,15 +260,17 @@ class Posterior(eqx.Module):
 def load(path: str | os.PathLike[str], model: Callable) -> Posterior:
     """Reads a saved posterior; `model` is the function it was trained with.
 
-    **Raises** `ArtifactError` if any bit of the file is wrong, or if `model` has other sites, supports or shapes.
+    **Raises** `ArtifactError` if any bit of the file is wrong, or if `model` has other sites, supports, shapes or, at
+    numbers that are always the same, other log densities (other priors or constants).
     """
-    plan, record, schema, arrays = read_posterior(path, model)
-    params = matching_params(model, plan.structure, os.fspath(path))
-    plan = dataclasses.replace(plan, model=program_of(model, plan.structure))
+    plan, record, schema, arrays, known = read_posterior(path, model)
+    structure, params = reread(model, plan.structure, os.fspath(path))
+    plan = dataclasses.replace(plan, model=program_of(model, structure), structure=structure)
     try:
         joint, guide = Joint(plan.model, plan.structure, params), plan.skeleton()
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtifactError(f"{path}: the recipes it names can't be built: {reason}") from error
     joint, guide, reference = filled(joint, guide, arrays, os.fspath(path))
+    check_densities(joint, known, os.fspath(path))
     return Posterior(plan, joint, guide, record, schema, reference)

@@ -21,6 +21,7 @@ from .refine.ladder import NEVER, Ladder, Repaired
 from .refine.target import Target
 
 EXACT = "exact"
+RUNGS = ("encoder", "own", "reweight", "smc", "hmc")  # as far as a unit may go, cheapest first
 
 
 def refine(
@@ -88,3 +89,18 @@ def seconds_of(budget: float | int | str | None) -> float:
     if isinstance(budget, (int, float, np.number)) and not isinstance(budget, bool) and budget > 0:
         return float(budget)
     raise DataError(f"refine: budget must be seconds above zero, 'exact' or None, got {budget!r}")
+
+
+def by_rung(refined: Any) -> dict[str, np.ndarray]:
+    """Of the Dataset of `refine`, a row for each rung that units ended on: units, how many PASS and FAIL, seconds."""
+    if "rung" not in refined:
+        return {}
+    rung, verdict, seconds = (refined[name].values for name in ("rung", "verdict", "seconds"))
+    found = [name for name in RUNGS if np.any(rung == name)]
+    return {
+        "rung": np.array(found),
+        "units": np.array([int(np.sum(rung == name)) for name in found]),
+        "PASS": np.array([int(np.sum((rung == name) & (verdict == "PASS"))) for name in found]),
+        "FAIL": np.array([int(np.sum((rung == name) & (verdict == "FAIL"))) for name in found]),
+        "seconds": np.array([float(np.sum(seconds[rung == name])) for name in found]),
+    }

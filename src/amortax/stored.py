@@ -16,6 +16,7 @@ from .artifact import read_artifact, write_artifact
 from .checks.shift import PREFIX, Reference, reference_from
 from .data import TableSchema
 from .guide import Guide
+from .joint.densities import densities
 from .joint.joint import Joint
 from .plan import Plan
 from .train.record import Record
@@ -34,6 +35,7 @@ def write_posterior(
         "plan": plan.to_json(),
         "record": record.to_json(),
         "schema": None if schema is None else schema.to_json(),
+        "densities": densities(pair[0]),
     }
     arrays = dict(_named(_arrays(*pair)))
     write_artifact(path, content, arrays | ({} if reference is None else reference.to_arrays()))
@@ -41,14 +43,14 @@ def write_posterior(
 
 def read_posterior(
     path: str | os.PathLike[str], model: Callable
-) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray]]:
-    """What was written: plan, record, schema and named arrays; `model` is put into the plan and not run.
+) -> tuple[Plan, Record, TableSchema | None, dict[str, np.ndarray], dict[str, float]]:
+    """What was written: plan, record, schema, named arrays and densities; `model` is put into the plan and not run.
 
     **Raises** `ArtifactError` naming the file, if any bit or entry of it is wrong.
     """
     content, arrays = read_artifact(path)
     try:
-        check_entries("posterior", content, ("plan", "record", "schema"))
+        check_entries("posterior", content, ("plan", "record", "schema"), ("densities",))
         plan, record = Plan.from_json(content["plan"], model), Record.from_json(content["record"])
         schema = None if content["schema"] is None else TableSchema.from_json(content["schema"])
     except ArtifactError as error:
@@ -58,7 +60,7 @@ def read_posterior(
         raise ArtifactError(
             f"{os.fspath(path)}: the description of the posterior can't be read: {reason}; another version wrote it"
         ) from error
-    return plan, record, schema, arrays
+    return plan, record, schema, arrays, dict(content.get("densities", {}))
 
 
 def _arrays(joint: Joint, guide: Guide) -> PyTree:

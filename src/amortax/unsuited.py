@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ._errors import GuideError, ModelError
 from ._recipe import Recipe
@@ -14,6 +15,25 @@ from .families.discrete import factorised
 from .heads import concatenate, newton
 from .joint.arguments import unplanned
 from .joint.structure import Structure
+
+
+def check_slots(recipes: Mapping[str, Any]) -> None:
+    """Every argument of `amortize` that takes a recipe must have one of its own."""
+    from .recipes import RECIPES
+
+    for slot, given in recipes.items():
+        if given is None or (isinstance(given, Recipe) and slot in given.slots):
+            continue
+        fitting = ", ".join(f"am.{name}()" for name, recipe in RECIPES.items() if slot in recipe.slots)
+        if isinstance(given, Recipe):
+            own = " or ".join(f"{name}=" for name in given.slots) or "am.coupling(transform=...)"
+            raise GuideError(f"{slot}={given}: am.{type(given).__name__}() is for {own}; {slot}= takes {fitting}")
+        by_name = given.__name__ if isinstance(given, type) else given
+        hint = f"; write am.{by_name}(...)" if isinstance(by_name, str) and by_name in RECIPES else ""
+        raise GuideError(
+            f"{slot}={by_name!r}: expected one recipe for all that is in the block, of {fitting}{hint}; or leave it "
+            "out, and one is chosen by the model"
+        )
 
 
 def with_choice(structure: Structure, encoder: Recipe | None, classifier: Recipe | None) -> Structure:

@@ -163,11 +163,11 @@ def test_the_pictures_of_plots_are_taken(report):
         plots.pareto_k_by_unit([*three, float("nan")], 0.7),
         plots.pareto_k_by_unit([], 0.7),
     ]
-    names = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    names = [label.get_text() for label in figures[0].get_yticklabels()]
     assert names == ["a (3)", "c (2)", "b (1)"]
-    pngs = [plots.figure_png(figure) for figure in figures]
+    pngs = [plots.figure_png(axes.figure) for axes in figures]
     assert report.to_html(pictures={str(i): png for i, png in enumerate(pngs)}).count("data:image/png") == 4
-    assert plots.figure_png(plots.pareto_k_by_unit([], 0.7)) == pngs[-1]
+    assert plots.figure_png(plots.pareto_k_by_unit([], 0.7).figure) == pngs[-1]
     with pytest.raises(DataError, match="2 labels, 3 counts"):
         plots.intervals_against_exact(["a", "b"], (three, three, three), (three, three, three), [3, 1, 2])
 

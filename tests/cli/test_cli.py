@@ -26,9 +26,12 @@ def sampled(workplace, tmp_path_factory):
     return folder
 
 
-def check(workplace, *more):
+NO_PARTS = ["--simulated-units", 0, "--gap-units", 0, "--predictive-draws", 0]
+
+
+def check(workplace, *more, parts=NO_PARTS):
     common = ["--model", workplace.model, "--data", workplace.path("pupils.csv"), "--num-samples", 100]
-    return amortax("check", workplace.path("schools.amx"), *common, *more)
+    return amortax("check", workplace.path("schools.amx"), *common, *parts, *more)
 
 
 def test_fit_shows_the_plan_the_run_and_where_it_was_saved(workplace):
@@ -95,7 +98,8 @@ def test_a_check_prints_and_writes_the_report(workplace, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert verdict in page
     assert "://" not in page
-    assert page.count("data:image/png;base64,") >= 1
+    assert page.count("data:image/png;base64,") == 3  # k of each unit, the worst units, the training
+    assert "left out: Checks(simulated_units=0)" in page
     assert pyarrow.csv.read_csv(tmp_path / "u.csv")["school"].to_pylist() == [f"S{i}" for i in range(8)]
     assert seen_in(tmp_path) == {"r.html", "u.csv"}
 
@@ -110,7 +114,7 @@ def test_a_report_as_json_is_that_report(workplace, tmp_path):
 
 
 def test_other_units_need_the_training_table_to_judge_the_globals(workplace):
-    common = ["--model", workplace.model, "--data", workplace.path("new.csv"), "--num-samples", 100]
+    common = ["--model", workplace.model, "--data", workplace.path("new.csv"), "--num-samples", 100, *NO_PARTS]
     without = amortax("check", workplace.path("schools.amx"), *common)
     assert "globals-unchecked" in without.stdout
     assert without.exit_code == 0
@@ -135,7 +139,7 @@ def test_info_needs_no_model(workplace, tmp_path):
 
 
 def test_every_command_has_an_example_and_help_is_quick():
-    commands = ("fit", "sample", "check", "info", "demo")
+    commands = ("fit", "sample", "check", "refine", "report", "info", "demo")
     for command in commands:
         assert f"Example:\n    amortax {command} " in amortax(command, "--help").stdout
     job = amortax("fit", "--help").stdout

@@ -52,6 +52,21 @@ def test_the_story_names_the_counties_and_a_verdict(small):
     assert re.search(r"^(PASS|FAIL) in \d+ s", said, re.MULTILINE)
 
 
+def test_what_is_flagged_is_repaired_and_compared_again(small):
+    _, outcome, said = small
+    page = (small[0] / "report.html").read_text()
+    assert 'posterior.refine(..., budget="exact") in ' in said
+    assert "before: largest |difference|" in said
+    assert "after:  largest |difference|" in said
+    assert outcome.repaired.keys() == outcome.comparisons.keys()
+    for heading in ("Before and after repair", "What all counties share, before and after repair"):
+        assert f"<h2>{heading}</h2>" in page
+    labels = outcome.comparisons["Effects of the 10 counties never seen"].names
+    flagged = [str(x) for x in np.array(labels)[outcome.report.units["verdict"] != "PASS"]]
+    assert ("No county was flagged" in said) == (not flagged)
+    assert all(re.search(rf"{label}, (WARN|FAIL) .*: \w+, (PASS|FAIL); ", said) for label in flagged)
+
+
 def test_new_counties_are_not_in_the_training_table(small):
     rows = {name: (small[0] / name).read_text().splitlines()[1:] for name in ("training.csv", "new.csv")}
     counties = {name: {row.partition(",")[0] for row in lines} for name, lines in rows.items()}

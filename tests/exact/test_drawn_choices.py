@@ -13,6 +13,8 @@ import amortax as am
 from amortax.intake import as_units, conform, to_batch
 from amortax.objectives.labels import label_log_prob
 
+WEIGHTS = am.Checks(simulated_units=0, gap_units=0, latent_units=0, predictive_draws=0)
+
 CAUSES, FINDINGS, UNITS = 8, 12, 240
 RNG = np.random.default_rng(0)
 PRIOR = RNG.uniform(0.1, 0.5, CAUSES).astype(np.float32)
@@ -106,7 +108,7 @@ def test_densities_draws_and_weights_are_of_one_q(posterior, tmp_path):
     q = probabilities(posterior, data)
     assert np.all(np.abs(draws["cause"].values.mean(axis=0) - q) <= 5 * np.sqrt(q * (1 - q) / count) + 1e-3)
 
-    report = posterior.check(data, key=jax.random.key(2), num_samples=2000)
+    report = posterior.check(data, key=jax.random.key(2), num_samples=2000, checks=WEIGHTS)
     table = log_joint(data["finding"])
     np.testing.assert_allclose(report.units["log_evidence"], np.logaddexp.reduce(table, axis=1), atol=0.1)
     np.testing.assert_allclose(report.units["elbo"], bound_of(table, q), atol=0.1)
@@ -224,4 +226,4 @@ def test_straight_through_is_labelled_where_the_posterior_is_shown(plan):
     words = "BIASED gradient: straight-through Gumbel-softmax at temperature 0.5"
     assert posterior.record.bias.startswith("straight-through")
     assert words in str(posterior)
-    assert words in str(posterior.check(data, key=jax.random.key(1), num_samples=100).to_html())
+    assert words in str(posterior.check(data, key=jax.random.key(1), num_samples=100, checks=WEIGHTS).to_html())

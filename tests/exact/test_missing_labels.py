@@ -14,6 +14,8 @@ from amortax.joint.joint import Joint
 from amortax.joint.probe import probe
 from amortax.joint.read import read
 
+WEIGHTS = am.Checks(simulated_units=0, gap_units=0, latent_units=0, predictive_draws=0)
+
 SHARES, MEANS = np.array([0.2, 0.5, 0.3]), np.array([-1.0, 0.5, 2.0])
 NOISE = 0.6
 RNG = np.random.default_rng(0)
@@ -73,7 +75,7 @@ def test_units_with_a_label_are_conditioned_on_and_others_summed(tmp_path):
     posterior = am.fit(plan, data, key=jax.random.key(0), num_steps=1)
     joint = np.log(SHARES) + normal_log_prob(x[:, None].astype(np.float64), MEANS, NOISE)
     summed = np.logaddexp.reduce(joint, axis=1)
-    report = posterior.check(data, key=jax.random.key(1))
+    report = posterior.check(data, key=jax.random.key(1), checks=WEIGHTS)
     np.testing.assert_allclose(report.units["elbo"], np.where(missing, summed, joint[np.arange(8), y]), rtol=1e-5)
     count = 3000
     posterior.save(tmp_path / "labels.amx")

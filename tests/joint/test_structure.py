@@ -11,7 +11,7 @@ import pytest
 from numpyro.distributions import constraints
 
 from amortax import ArtifactError, amortize, attention_set, diagonal, units
-from amortax.joint.reread import matching_params
+from amortax.joint.reread import reread
 from amortax.joint.structure import Structure
 from amortax.plan import Plan
 
@@ -100,7 +100,7 @@ def test_the_plan_prints_what_is_amortized_and_by_what(plan):
 
 
 def test_the_same_model_is_accepted_whatever_the_number_of_units_and_lengths(plan):
-    params = matching_params(trial, plan.structure, "file.amx")
+    params = reread(trial, plan.structure, "file.amx")[1]
     assert jax.tree.map(lambda x: x.shape, params) == {"slope": (2,)}
     more = {name: [np.resize(x, 2 * len(x) + 1) for x in a] * 2 for name, a in DATA.items() if name != "age"}
     again = amortize(trial, {**more, "age": np.zeros(6, np.float32)}, plate="patient")
@@ -145,11 +145,11 @@ def test_another_model_is_refused_with_the_difference(plan, model, difference):
     with pytest.raises(
         ArtifactError, match=rf"file.amx: model '.*' is not the one that was trained[;:] .*{difference}"
     ):
-        matching_params(model, plan.structure, "file.amx")
+        reread(model, plan.structure, "file.amx")
 
 
 def test_another_prior_scale_is_the_same_structure(plan):
-    assert matching_params(changed(scale=3.0), plan.structure, "file.amx")
+    assert reread(changed(scale=3.0), plan.structure, "file.amx")
 
 
 def test_supports_are_stored_in_words_without_traces_of_reading():
@@ -165,7 +165,7 @@ def test_supports_are_stored_in_words_without_traces_of_reading():
         "Interval(lower_bound=computed, upper_bound=computed)",
         "IntegerInterval(lower_bound=0, upper_bound=computed)",
     ]
-    assert matching_params(model, plan.structure, "file.amx") == {}
+    assert reread(model, plan.structure, "file.amx")[1] == {}
 
 
 def ragged_beside_a_vector(y, w):

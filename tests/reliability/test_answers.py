@@ -12,6 +12,8 @@ import amortax as am
 from amortax.cli.output import summary
 from amortax.joint import values as checked
 
+WEIGHTS = am.Checks(simulated_units=0, gap_units=0, latent_units=0, predictive_draws=0)
+
 SHORT = am.Run(num_steps=20, progress=False)
 
 
@@ -140,10 +142,12 @@ def test_training_units_are_known_again_in_any_order_and_padding():
     labelled = am.units(data, name="unit")
     more = am.units({k: v + [np.zeros(40)] for k, v in data.items()}, name="unit")
     for same in (labelled, labelled.take([2, 0, 3, 1]), more.take([0, 1, 2, 3])):
-        report = fitted.check(same, key=jax.random.key(4), num_samples=100)
+        report = fitted.check(same, key=jax.random.key(4), num_samples=100, checks=WEIGHTS)
         assert "globals_pareto_k" in report.numbers
     changed = {**data, "y": [*data["y"][:3], data["y"][3] + 1]}
-    assert "globals_pareto_k" not in fitted.check(changed, key=jax.random.key(4), num_samples=100).numbers
+    assert (
+        "globals_pareto_k" not in fitted.check(changed, key=jax.random.key(4), num_samples=100, checks=WEIGHTS).numbers
+    )
 
 
 def test_a_summary_keeps_units_whose_draws_are_no_numbers():

@@ -125,7 +125,7 @@ def _of_chunk(target: Target, shared: Array, batch: Batch, index: Array, key: Ar
         other = judged(normal_key, target, normal, shared, batch, index, DRAWS).numbers
         surer = other.pareto_k < k
         evidence, k = jnp.where(surer, other.log_evidence, evidence), jnp.where(surer, other.pareto_k, k)
-    return first.numbers.elbo, best.numbers.elbo, evidence, k
+    return first.own.elbo, best.own.elbo, evidence, k
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

@@ -7,10 +7,8 @@ nothing; all is given to it. It is read in a terminal (`print`), in a browser (`
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,14 +17,14 @@ import numpy as np
 from amortax._errors import DataError
 from amortax._files import write_bytes
 from amortax.checks.report_html import Page, render
-from amortax.checks.report_words import COLUMNS, SEVERITY, VERDICTS, column_texts, is_numeric, number_rows, unit_texts
+from amortax.checks.report_text import terminal
+from amortax.checks.report_words import COLUMNS, SEVERITY, column_texts, number_rows, unit_texts
 from amortax.data.outgoing import arrow_table, pandas_frame
 
 Column = Sequence[Any] | np.ndarray
 Tables = dict[str, dict[str, np.ndarray]]  # title -> column -> entries
 
 _FORMAT = "amortax-report/1"
-_TERMINAL = ("verdict", "next_step", "pareto_k", "pareto_k_worst", "ess", "input_shift", "elbo", "reason")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,16 +158,7 @@ class Report:
         return f"{self.verdict}: {len(self):,} units of {self.unit_name!r}" + (f" ({counts})" if counts else "")
 
     def __str__(self) -> str:
-        lines = [self.headline(), VERDICTS[self.verdict], ""]
-        for reason in self.reasons:
-            lines.append(_wrapped(f"{reason.level} {reason.code}: {reason.text}"))
-            lines.append(_wrapped(f"     next: {reason.next_step}"))
-        rows = [(label, value, unit) for label, value, unit, _ in number_rows(self.numbers)]
-        columns, table = self._shown(10, _TERMINAL)
-        left = f"The {len(table)} worst of {len(self):,} units (k and ESS over the draws of the globals):"
-        parts = ["\n".join(lines).rstrip(), _aligned(("number", "value", "unit"), rows), left, _aligned(columns, table)]
-        parts += ["k and ESS see the guide against the model, not the model against the world; to_html says more."]
-        return "\n\n".join(_printable(part) for part in parts)
+        return terminal(self)
 
     def to_html(
         self,
@@ -178,7 +167,7 @@ class Report:
         tables: Mapping[str, Mapping[str, Column]] | None = None,
     ) -> str:
         """One HTML page that needs nothing else: `pictures` by title (PNG bytes, SVG text), more `tables` by title."""
-        columns, rows = self._shown(200, tuple(COLUMNS))
+        columns, rows = self.shown(200, tuple(COLUMNS))
         page = Page(
             verdict=self.verdict,
             headline=self.headline(),
@@ -203,7 +192,7 @@ class Report:
         """Writes `to_html` so that `path` is at every moment the old file or the whole new one."""
         write_bytes(path, self.to_html(pictures=pictures, tables=tables).encode())
 
-    def _shown(self, n: int, wanted: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    def shown(self, n: int, wanted: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         """Headings and cells of the `n` worst units: the labels, then the wanted columns that there are."""
         worst = self.worst(n)
         given = [name for name in wanted if name in worst and (name != "reason" or any(self.units["reason"]))]
@@ -218,32 +207,6 @@ def _rows(table: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, as text, of a table given by columns."""
     columns = [column_texts(column) for column in table.values()]
     return list(table), [list(row) for row in zip(*columns, strict=True)]
-
-
-def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as plain text, at most 100 characters wide; columns of numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(columns):
-        numeric = i > 0 and is_numeric([row[i] for row in rows])
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 1)
-    for row in rows:
-        table.add_row(*row)
-    text = io.StringIO()
-    console = Console(file=text, width=100, color_system=None, markup=False, highlight=False, emoji=False)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, subsequent_indent="     ", break_long_words=False, break_on_hyphens=False)
-
-
-def _printable(text: str) -> str:
-    """The text without control characters (a label could move the cursor), lines kept."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _kind(column: np.ndarray) -> str:

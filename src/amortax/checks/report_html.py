@@ -1,7 +1,8 @@
 """How does a report read in a browser? One self-contained page: no script, no address, every text escaped.
 
-The order is that of the reader's questions: can I trust it, why not, what do I do, how large are the numbers, which
-units, and what has nobody looked at. Pictures are embedded as data; a policy in the head forbids loading anything.
+The order is that of the reader's questions: can I trust it, why not, what do I do, how does it look, how large are the
+numbers, which units, and what has nobody looked at. Pictures are embedded as data; a policy in the head forbids loading
+anything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from amortax._errors import DataError
-from amortax.checks.report_words import BLIND, COLUMNS, VERDICTS, is_numeric
+from amortax.checks.report_words import BLIND, COLUMNS, TABLES, VERDICTS, is_numeric
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --panel: #f4f6f8; --line: #d4d9df;
@@ -30,10 +31,14 @@ td.PASS, td.WARN, td.FAIL, .level { color: var(--tone); font-weight: 600; }
 .soft { color: var(--soft); } code { background: var(--panel); padding: .1rem .3rem; border-radius: .2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { white-space: nowrap; } td.value { white-space: nowrap; text-align: right; } th.value { text-align: right; }
+th { white-space: nowrap; } td { overflow-wrap: anywhere; min-width: 5.5rem; }
+td:first-child { min-width: 12rem; }
+td.value { white-space: nowrap; text-align: right; } th.value { text-align: right; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem; } figure { margin: 1rem 0; }
 img { max-width: 100%; background: #ffffff; border-radius: .3rem; } figcaption { color: var(--soft); }
 """
+
+MOST_ROWS = 16  # of a table that is open
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -70,9 +75,9 @@ def render(page: Page) -> str:
         f'<header class="banner {escape(page.verdict)}"><h1>{escape(page.headline)}</h1>',
         f"<p>{escape(VERDICTS[page.verdict])}</p></header>",
         _reasons(page),
-        _numbers(page),
         *(_picture(title, picture) for title, picture in page.pictures.items()),
-        *(f"<h2>{escape(title)}</h2>\n{_table(*table)}" for title, table in page.tables.items()),
+        _numbers(page),
+        *(_titled(title, table) for title, table in page.tables.items()),
         _units(page),
         "<h2>What this report can't see</h2>",
         "<ul>" + "\n".join(f"<li>{escape(text)}</li>" for text in BLIND) + "</ul>",
@@ -117,6 +122,16 @@ def _units(page: Page) -> str:
         + "\n".join(meanings)
         + "</dl></details>"
     )
+
+
+def _titled(title: str, table: Table) -> str:
+    """A table below its heading and what it means; folded where it is long."""
+    heading, meaning = TABLES.get(title, (title, ""))
+    said = f'<p class="soft">{escape(meaning)}</p>\n' if meaning else ""
+    body = _table(*table)
+    if len(table[1]) > MOST_ROWS:
+        body = f"<details><summary>All {len(table[1]):,} rows</summary>{body}</details>"
+    return f"<h2>{escape(heading)}</h2>\n{said}{body}"
 
 
 def _about(page: Page) -> str:

@@ -175,6 +175,39 @@ COLUMNS = {
     "log_evidence": ("log evidence [nats]", "Estimate of log p(data of the unit) from the weights."),
 }
 
+# table -> (heading, what it means)
+TABLES = {
+    "ranks": (
+        "Ranks of the truth",
+        "Simulated units by the rank of their true number among draws of q, in 20 bins up to the share named first. "
+        "All counts lie within low and high with probability 99% where q is right.",
+    ),
+    "coverage": (
+        "Coverage of intervals",
+        "Share of simulated units whose truth lies in the central interval. All levels of a site lie within low and "
+        "high with probability 99% where q is right: below, intervals are too narrow; above, too wide.",
+    ),
+    "slices": (
+        "Coverage by slice",
+        "The same for the units of each slice alone, 90% intervals. Below the median: share of truths there, 0.5 where "
+        "q is neither too high nor too low.",
+    ),
+    "latents": (
+        "Latents of a unit",
+        "KL of q from the prior in nats, and the variance of posterior means over units in prior variances. Of idle "
+        "ones the verdict says whether a unit's own q would use them.",
+    ),
+    "predictive": (
+        "The data against replications of them",
+        "Each statistic in the data and in data drawn from the answers: the mean over units, its p-value, how many sds "
+        "of the replicated mean lie between, and the share of units outside 95% of their replications.",
+    ),
+    "gaps": (
+        "What is lost where",
+        "Nats per unit between the log evidence and the bound, with standard errors, by what causes them.",
+    ),
+}
+
 BLIND = (
     "Pareto k and the effective sample size compare the guide q with the model's posterior. They do not compare the "
     "model with the world: a wrong model that is fitted well gets a PASS.",

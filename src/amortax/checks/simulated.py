@@ -54,8 +54,7 @@ def simulated_places(
     joint: Joint, guide: Guide, data: Units, rows: np.ndarray, *, key: Array, num_draws: int
 ) -> Places:
     """Places of the truth in units simulated in the stead of `rows` of `data`, one for each, on the host."""
-    limits = {n: jnp.float32(FARTHEST * max(1.0, float(np.max(np.abs(x))))) for n, x in data.arrays.items()}
-    parts = []
+    limits, parts = limits_of(data), []
     for chunk in chunks(data.take(rows), joint.structure, num_draws):
         found = _places(key, guide, joint, chunk.batch, chunk.index, limits, num_draws)
         parts.append(jax.tree.map(lambda x, c=chunk: np.asarray(x)[: c.stop - c.start], found))
@@ -68,13 +67,7 @@ def _places(
 ) -> Places:
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
 
-    def made(key: Array, unit: Batch) -> tuple[Array, Choices, Array, Batch]:
-        globals_key, key = jax.random.split(key)
-        shared, _ = guide.sample_shared(globals_key)
-        local, chosen, responses = joint.simulate_complete(key, shared, unit)
-        return local, chosen, shared, Batch({**unit.arrays, **responses}, unit.masks, unit.lengths)
-
-    local, chosen, shared, drawn = jax.vmap(made)(keys[:, 0], batch)
+    local, chosen, shared, drawn = jax.vmap(lambda k, unit: simulated_unit(k, guide, joint, unit))(keys[:, 0], batch)
 
     def placed(
         key: Array, local: Array, chosen: Choices, shared: Array, context: Context, unit: Batch
@@ -82,9 +75,26 @@ def _places(
         return _place(key, guide, joint, (local, chosen, shared), context, unit, num_draws)
 
     sites, own, rest = jax.vmap(placed)(keys[:, 1], local, chosen, shared, guide.encode(drawn), drawn)
-    near = [jnp.all(jnp.abs(x) <= limits[n], axis=tuple(range(1, x.ndim))) for n, x in drawn.arrays.items()]
-    useful = jnp.all(jnp.stack([*near, rest["useful"]]), axis=0)
+    useful = jax.vmap(lambda unit: is_near(unit, limits))(drawn) & rest["useful"]
     return Places(sites, own, rest["density"], rest["distance"], useful, rest["finite"])
+
+
+def simulated_unit(key: Array, guide: Guide, joint: Joint, unit: Batch) -> tuple[Array, Choices, Array, Batch]:
+    """(locals, discrete values, globals, data) of one unit simulated in the place of `unit`, at a draw of q(v)."""
+    globals_key, key = jax.random.split(key)
+    shared, _ = guide.sample_shared(globals_key)
+    local, chosen, responses = joint.simulate_complete(key, shared, unit)
+    return local, chosen, shared, Batch({**unit.arrays, **responses}, unit.masks, unit.lengths)
+
+
+def limits_of(data: Units) -> dict[str, Array]:
+    """By argument: how far out a simulated number may be."""
+    return {n: jnp.float32(FARTHEST * max(1.0, float(np.max(np.abs(x))))) for n, x in data.arrays.items()}
+
+
+def is_near(unit: Batch, limits: dict[str, Array]) -> Bool[Array, ""]:
+    """Whether all numbers of one unit's data are finite and within the limits."""
+    return jnp.all(jnp.stack([jnp.all(jnp.abs(x) <= limits[name]) for name, x in unit.arrays.items()]))
 
 
 def _place(

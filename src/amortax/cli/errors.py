@@ -1,7 +1,7 @@
 """How does the command line fail? One line on standard error and exit code 1; the traceback only with --debug.
 
 Exit codes: 0 done; 1 the input can't be used, or something failed; 2 the command was typed wrongly (Typer's);
-3 done, and the verdict is FAIL; 130 interrupted by Ctrl-C.
+3 done, and the verdict is FAIL, or units could not be repaired; 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def describe_file(path: Path) -> str:
     """
     from ..stored import read_posterior
 
-    plan, record, schema, arrays = read_posterior(path, _no_model)
+    plan, record, schema, arrays, _ = read_posterior(path, _no_model)
     numbers = sum(array.size for array in arrays.values())
     parts = [
         f"{path}: {path.stat().st_size:,} bytes, {len(arrays)} arrays, {numbers:,} numbers",

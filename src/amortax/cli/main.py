@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it would read [data] as a colour
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 the verdict is FAIL, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 FAIL (the verdict, or units not repaired), 130 interrupted.",
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -28,6 +28,14 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the random key; equal se
 Model = Annotated[str, typer.Option(help="The model that was trained, as FILE.py:FUNCTION.")]
 PosteriorFile = Annotated[Path, typer.Argument(help="What `amortax fit` wrote, such as radon.amx.")]
 NewTable = Annotated[Path, typer.Option(help="CSV or Parquet with the columns of the training table.")]
+TrainingTable = Annotated[
+    Path | None, typer.Option(help="The training table, to judge the globals where --data is another one.")
+]
+Budget = Annotated[str | None, typer.Option(help="Seconds, or exact; without it as long as it takes.")]
+SimulatedUnits = Annotated[int, typer.Option(min=0, help="Units simulated for ranks and coverage; 0: none.")]
+GapUnits = Annotated[int, typer.Option(min=0, help="Units refined to see what is lost where; 0: none.")]
+PredictiveDraws = Annotated[int, typer.Option(min=0, help="Data sets replicated per unit; 0: none.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 for WARN too.")]
 
 
 def main() -> None:
@@ -132,14 +140,15 @@ def check(
     posterior: PosteriorFile,
     model: Model,
     data: NewTable,
-    training: Annotated[
-        Path | None, typer.Option(help="The training table, to judge the globals where --data is another one.")
-    ] = None,
+    training: TrainingTable = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Draws of every unit.")] = 500,
+    simulated_units: SimulatedUnits = 2000,
+    gap_units: GapUnits = 32,
+    predictive_draws: PredictiveDraws = 200,
     seed: Seed = 0,
-    output: Annotated[Path | None, typer.Option(help="Write the report, as .html or .json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the report, as .html (with pictures) or .json.")] = None,
     units: Annotated[Path | None, typer.Option(help="Write the table of all units, as .csv or .parquet.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 for WARN too.")] = False,
+    strict: Strict = False,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
@@ -148,16 +157,85 @@ def check(
     Exits with 0 for PASS and WARN, with 3 for FAIL; the report itself is written in every case.
     """
     with one_line_errors(debug):
-        from .answer import check as judge
         from .answer import exit_code
+        from .judge import check as judge
 
+        parts = {"num_samples": num_samples, "simulated_units": simulated_units}
+        parts |= {"gap_units": gap_units, "predictive_draws": predictive_draws}
         files = {"training": training, "output": output, "units_output": units}
-        report = judge(posterior, model, data, num_samples=num_samples, seed=seed, force=force, **files)
+        report = judge(posterior, model, data, seed=seed, force=force, parts=parts, **files)
         typer.echo(str(report))
         for path in (output, units):
             if path is not None:
                 typer.echo(f"wrote {path}")
         raise typer.Exit(exit_code(report.verdict, strict))
+
+
+@app.command(
+    epilog="\b\nExample:\n  amortax refine radon.amx --model radon_model.py:model --data new.csv --output draws.nc"
+)
+def refine(
+    posterior: PosteriorFile,
+    model: Model,
+    data: NewTable,
+    output: Annotated[Path, typer.Option(help="Draws: .nc or .parquet.")],
+    training: TrainingTable = None,
+    budget: Budget = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Draws of every unit.")] = 1000,
+    seed: Seed = 0,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Draw as `sample` does, and repair the units that are answered badly.
+
+    Each unit goes only as far as it needs: encoder, own parameters, reweighting, SMC, HMC. The output has the draws
+    and, for every unit, rung, verdict and seconds. With --budget exact small errors are repaired too, and what all
+    units share, which needs --training where --data is another table.
+
+    Exits with 0 where every unit is answered well at last, with 3 where some FAIL; draws are written in either case.
+    """
+    with one_line_errors(debug):
+        from .answer import exit_code
+        from .repair import refine as mend
+
+        options = {"budget": budget, "num_samples": num_samples, "seed": seed, "force": force}
+        said, verdict = mend(posterior, model, data, training=training, output=output, **options)
+        typer.echo(said)
+        raise typer.Exit(exit_code(verdict, strict=False))
+
+
+@app.command(
+    epilog="\b\nExample:\n  amortax report radon.amx --model radon_model.py:model --data new.csv --output r.html"
+)
+def report(
+    posterior: PosteriorFile,
+    model: Model,
+    data: NewTable,
+    output: Annotated[Path, typer.Option(help="The page, .html; it needs no other file.")],
+    training: TrainingTable = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Repair units too, and show before and after.")] = False,
+    budget: Budget = None,
+    simulated_units: SimulatedUnits = 2000,
+    gap_units: GapUnits = 32,
+    predictive_draws: PredictiveDraws = 200,
+    seed: Seed = 0,
+    strict: Strict = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write a page on how far answers can be trusted, with pictures; with --refine also what repair changes.
+
+    Exits as `check` does, by the verdict before repair.
+    """
+    with one_line_errors(debug):
+        from .answer import exit_code
+        from .judge import report as write
+
+        parts = {"simulated_units": simulated_units, "gap_units": gap_units, "predictive_draws": predictive_draws}
+        options = {"training": training, "output": output, "seed": seed, "force": force, "budget": budget}
+        found, said = write(posterior, model, data, refined=refine, parts=parts, **options)
+        typer.echo("\n".join([str(found), *([f"\n{said}"] if said else []), f"wrote {output}"]))
+        raise typer.Exit(exit_code(found.verdict, strict))
 
 
 @app.command(epilog="\b\nExample:\n  amortax info radon.amx")
@@ -183,8 +261,9 @@ def demo(
 ) -> None:
     """Try it: real data, and the exact answer beside.
 
-    Trains on radon in 75 counties of Minnesota, answers for 10 counties never seen, and compares with their exact
-    posterior; a minute or two, most of it compiling. With --all it trains on all 85 and compares with Stan's answer.
+    Trains on radon in 75 counties of Minnesota, answers for 10 counties never seen, compares with their exact
+    posterior, and repairs what the check flags; two minutes or so, most of it compiling. With
+    --all it trains on all 85 and compares with Stan's answer.
 
     Exits with 3 where the answers are further from the exact ones than the stated limits.
     """

@@ -3,7 +3,8 @@
 The table of draws has one row for each unit and draw, sorted by unit, then `sample`. Its columns are the unit,
 `sample`, then every site: a site of several numbers has a column for each, `theta[0]`, `theta[1]`, counted from 0
 (nulls where a unit has fewer). Globals stand in every row again, so that a row is one joint draw of all that concerns
-the unit; repeated values take next to no room in Parquet. The summary has one row per unit and number instead.
+the unit, and so does what repair says of each unit (rung, verdict, seconds); repeated values take next to no room in
+Parquet. The summary has one row per unit and number instead.
 
 A file appears under its name only when it is whole.
 """
@@ -65,6 +66,9 @@ def _rows(draws: Any, plate: str, unit: str, labels: np.ndarray, block: slice) -
 
     samples, names = draws.sizes["sample"], labels[block]
     columns = {unit: np.repeat(names, samples), "sample": np.tile(np.arange(samples, dtype=np.int32), len(names))}
+    for name, variable in draws.data_vars.items():
+        if "sample" not in variable.dims:
+            columns[str(name)] = np.repeat(np.asarray(variable.values)[block], samples)
     for name, values, per_unit in _elements(draws, plate):
         if name in columns:
             raise InputError(f"two columns of the table would be called {name!r}; write a .nc file")
@@ -75,6 +79,8 @@ def _rows(draws: Any, plate: str, unit: str, labels: np.ndarray, block: slice) -
 def _elements(draws: Any, plate: str) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Every number of every site: `theta[0]`, its values (sample,) or (sample, unit), whether each unit has its own."""
     for name, variable in draws.data_vars.items():
+        if "sample" not in variable.dims:
+            continue
         values, per_unit = np.asarray(variable.values), plate in variable.dims
         shape = values.shape[1 + per_unit :]
         for index in np.ndindex(shape):

@@ -70,7 +70,7 @@ def _assemble(found: Mapping[str, _Argument], labels: np.ndarray, name: str) -> 
             arrays[key], masks[key] = pad(argument.values, argument.mask, argument.lengths, who)
             lengths[key] = argument.lengths
             continue
-        arrays[key] = fill(argument.values, argument.mask, who)
+        arrays[key] = fill(argument.values, argument.mask)
         if not argument.mask.all():
             masks[key] = argument.mask
     return Units(arrays, masks, lengths, labels, name, {key: item.axis for key, item in found.items() if item.axis})
@@ -177,10 +177,14 @@ def _read_ragged(key: str, raws: list, axis: int, labels: np.ndarray | None) -> 
         place = functools.partial(_place, key, labels, unit)
         values, mask = cells.read(raw, place) if longest is None else _read_inside(raw, longest, place)
         parts.append((values if mask.any() else np.zeros(values.shape, bool), mask))  # no say in the type
-    trailing = next((values.shape[1:] for values, _ in parts if values.size), ())
+    trailing = next((values.shape[1:] for values, _ in parts if values.size), None)
+    if trailing is None:  # of all units nothing, as deep as they are
+        deepest = max((values.shape for values, _ in parts), key=len, default=(0,))
+        trailing = tuple(max(n, 1) for n in deepest[1:])
     for unit, (values, _) in enumerate(parts):
         if not values.size:
-            parts[unit] = (np.zeros((0, *trailing), bool), np.zeros((0, *trailing), bool))
+            count = len(values) if values.ndim > 1 else 0  # of elements without any of their own
+            parts[unit] = (np.zeros((count, *trailing), bool), np.zeros((count, *trailing), bool))
         elif values.shape[1:] != trailing:
             here = _place(key, labels, unit, ())
             raise DataError(f"{here}: expected shape (any, *{trailing}), got {values.shape}; only axis 0 may differ")

@@ -34,7 +34,8 @@ def read(raw: Any, place: Place) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(raw, list) and values.dtype.kind == "f" and (np.abs(values) >= 2.0**63).any():
             values = np.asarray(raw, dtype=object)  # NumPy makes floats of large integers
     except (ValueError, TypeError) as error:
-        raise DataError(f"{place(())}: expected an array of numbers, got {_brief(raw)} ({error})") from None
+        uneven = "its lists differ in length or in depth" if "inhomogeneous" in str(error) else error
+        raise DataError(f"{place(())}: expected an array of numbers, got {_brief(raw)} ({uneven})") from None
     return _numbers(values, np.ones(values.shape, bool), place)
 
 

@@ -17,22 +17,21 @@ _WASTE_CELLS = 2**28  # padding is questioned only above this many cells,
 _WASTE_RATIO = 20  # and only where it holds so many times the cells that were given
 
 
-def fill(values: np.ndarray, mask: np.ndarray, who: str, settled: np.ndarray | None = None) -> np.ndarray:
+def fill(values: np.ndarray, mask: np.ndarray, settled: np.ndarray | None = None) -> np.ndarray:
     """`values` with a real value wherever `mask` is False; what stood there has no influence.
 
     **Arguments:**
 
     - `values`: shape (units, ...).
     - `mask`: bool of the same shape, True = real.
-    - `who`: how an error names the argument.
     - `settled`: bool (units,), units whose missing places already hold what they should.
 
-    **Errors:** `DataError` where there is no real value at all.
+    Where there is no real value at all, zeros.
     """
     if mask.all():
         return values
     if not mask.any():
-        raise _nothing_real(mask, who)
+        return np.zeros_like(values)
     num_units = len(values)
     length = values.shape[1] if values.ndim > 1 else 1
     filled = values.reshape(num_units, length, -1).copy()
@@ -71,12 +70,14 @@ def pad(rows: np.ndarray, mask: np.ndarray, lengths: np.ndarray, who: str) -> tu
     - `lengths`: (units,) rows of each unit; zero is allowed.
     - `who`: how an error names the argument.
 
-    **Errors:** `DataError` where one long unit would make the padding far larger than the data, or nothing is real.
+    There is one place at least; where nothing is real, zeros.
+
+    **Errors:** `DataError` where one long unit would make the padding far larger than the data.
     """
-    shape = (len(lengths), int(lengths.max()), *rows.shape[1:])
+    shape = (len(lengths), max(int(lengths.max()), 1), *rows.shape[1:])
     _refuse_waste(shape, rows, lengths, who)
     if not mask.any():
-        raise _nothing_real(mask, who)
+        return np.zeros(shape, rows.dtype), np.zeros(shape, bool)
     place, last = np.arange(shape[1]), lengths[:, None] - 1
     source = (
         np.cumsum(lengths)[:, None] - lengths[:, None] + np.minimum(place, last)
@@ -88,7 +89,7 @@ def pad(rows: np.ndarray, mask: np.ndarray, lengths: np.ndarray, who: str) -> tu
     if not mask.all():
         unit_of_row = np.repeat(np.arange(len(lengths)), lengths)
         settled[unit_of_row[~mask.reshape(len(mask), -1).all(axis=1)]] = False
-    return fill(padded, padded_mask, who, settled), padded_mask
+    return fill(padded, padded_mask, settled), padded_mask
 
 
 def _refuse_waste(shape: tuple[int, ...], rows: np.ndarray, lengths: np.ndarray, who: str) -> None:
@@ -99,10 +100,3 @@ def _refuse_waste(shape: tuple[int, ...], rows: np.ndarray, lengths: np.ndarray,
             f"padding all {len(lengths)} units to that length takes {cells} cells for {rows.size} values; "
             "split that unit, or thin it"
         )
-
-
-def _nothing_real(mask: np.ndarray, who: str) -> DataError:
-    return DataError(
-        f"{who}: all {mask.size} values are missing, expected at least one real value; "
-        "give one, or leave the argument out"
-    )

@@ -89,7 +89,7 @@ def _read(
             lengths[column] = rows.lengths
         else:
             rows.check_constant(source, column, raw, mask)
-            arrays[column] = fill(values[rows.first], mask[rows.first], who)
+            arrays[column] = fill(values[rows.first], mask[rows.first])
             if not mask[rows.first].all():
                 masks[column] = mask[rows.first]
     schema = TableSchema(unit, columns, unit_columns, found, {name: array.dtype.name for name, array in arrays.items()})
@@ -213,6 +213,8 @@ def _check_roles(unit: str, columns: Sequence[str], unit_columns: Sequence[str],
     for role, names in (("columns", columns), ("unit_columns", unit_columns)):
         if isinstance(names, str):
             raise DataError(f"{role}: expected a list of column names, got the text {names!r}; write [{names!r}]")
+    if not isinstance(unit, str):
+        raise DataError(f"unit: expected the name of one column, the text of it, got {unit!r}")
     names = [unit, *columns, *unit_columns]
     if len(names) == 1:
         raise DataError("columns: expected at least one column besides the unit, got none")

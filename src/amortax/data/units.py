@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import numbers
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -98,6 +99,11 @@ class Units:
 
         **Errors:** `DataError` where one side would be empty.
         """
+        for what, given, kind in (("fraction", fraction, numbers.Real), ("num", num, numbers.Integral)):
+            if not (given is None or isinstance(given, kind)):
+                raise DataError(f"split: {what} must be a number, got {given!r}")
+        if not isinstance(seed, numbers.Integral) or seed < 0:
+            raise DataError(f"split: seed must be a whole number from 0, got {seed!r}")
         if num is None:
             share = 0.1 if fraction is None else fraction
             if not 0 < share < 1:

@@ -25,7 +25,7 @@ STEP = "step"  # what the time axis is called where features name the axes along
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class causal(Recipe):
+class causal(Recipe, slots=("encoder",)):
     """Recipe of `Causal`, a gated recurrent unit of `width` numbers; for `am.filtering()`."""
 
     width: int = 64

@@ -18,7 +18,7 @@ LARGEST = 10.0  # root mean square of a first layer's sums of many inputs; of mo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class dense(Recipe):
+class dense(Recipe, slots=("encoder",)):
     """Recipe of `Dense`: `depth` hidden layers of `width`."""
 
     width: int = 64

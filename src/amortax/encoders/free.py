@@ -19,7 +19,7 @@ from .base import AbstractEncoder, Features, Inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class free(Recipe):
+class free(Recipe, slots=("encoder",)):
     """Recipe of `Free`: own parameters per unit; `num_units` is filled in by `amortize` and `fit`.
 
     Memory and, per pass over the units, time grow with the number of units, and new units have no answer; in return no

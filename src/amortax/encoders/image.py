@@ -28,7 +28,7 @@ SMALLEST = 4  # sides of what the dense layer reads, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class convolution(Recipe):
+class convolution(Recipe, slots=("encoder",)):
     """Recipe of `Convolution`: `channels` after the first halving, twice as many after the next; `width` in the end."""
 
     channels: int = 16

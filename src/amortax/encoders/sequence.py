@@ -44,7 +44,7 @@ class AbstractAlong(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class recurrent(Recipe):
+class recurrent(Recipe, slots=("encoder",)):
     """Recipe of an encoder of series by `layers` of gated recurrent units, each in both directions."""
 
     width: int = 32
@@ -56,7 +56,7 @@ class recurrent(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class temporal_convolution(Recipe):
+class temporal_convolution(Recipe, slots=("encoder",)):
     """Recipe of an encoder of series by convolutions in time: each of `layers` reaches twice as far as the one before.
 
     A step hears of those up to `2**layers - 1` before and after it.
@@ -72,7 +72,7 @@ class temporal_convolution(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class attention_sequence(Recipe):
+class attention_sequence(Recipe, slots=("encoder",)):
     """Recipe of an encoder of series by `layers` of attention between all steps, of `heads` each.
 
     Places of steps are seen as sines and cosines, so that a series may be longer than those of training.

@@ -25,7 +25,7 @@ from .pools import AbstractPool, Attention, Moments, PoolOf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class deep_set(Recipe):
+class deep_set(Recipe, slots=("encoder",)):
     """Recipe of a `SetEncoder` that pools moments, or of a `NestedEncoder`."""
 
     width: int = 64
@@ -37,7 +37,7 @@ class deep_set(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class attention_set(Recipe):
+class attention_set(Recipe, slots=("encoder",)):
     """Recipe of a `SetEncoder` or `NestedEncoder` that pools by attention with `heads` learned queries."""
 
     width: int = 64

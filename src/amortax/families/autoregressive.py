@@ -31,7 +31,7 @@ from .transforms import AbstractTransform, affine
 
 
 @dataclasses.dataclass(frozen=True)
-class iaf(Recipe):
+class iaf(Recipe, slots=("family", "shared_family")):
     """Recipe of a `Flow` of `Inverse` autoregressive layers: fast draws, for training by the ELBO.
 
     Arguments as those of `coupling`; hidden layers are at least as wide as there are numbers. On one dimension the
@@ -56,7 +56,7 @@ class iaf(Recipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class maf(Recipe):
+class maf(Recipe, slots=("family", "shared_family")):
     """Recipe of a `Flow` of `Autoregressive` layers: fast densities, for training on given values (forward KL).
 
     Arguments as those of `coupling`; hidden layers are at least as wide as there are numbers. On one dimension the

@@ -45,7 +45,7 @@ from .triangular import Map, below, variances
 
 
 @dataclasses.dataclass(frozen=True)
-class blocks(Recipe):
+class blocks(Recipe, slots=("family", "shared_family")):
     """Recipe of `Blocks`.
 
     **Arguments:**

@@ -27,7 +27,7 @@ from .transforms import AbstractTransform, affine
 
 
 @dataclasses.dataclass(frozen=True)
-class coupling(Recipe):
+class coupling(Recipe, slots=("family", "shared_family")):
     """Recipe of a `Flow` of `Coupling` layers.
 
     **Arguments:**

@@ -27,7 +27,7 @@ from .._types import Context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class categorical(Recipe):
+class categorical(Recipe, slots=("classifier",)):
     """Recipe of `Categorical`: a network with `depth` hidden layers of `width` from the context to the logits."""
 
     width: int = 64
@@ -44,7 +44,7 @@ class categorical(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class factorised(Recipe):
+class factorised(Recipe, slots=("classifier",)):
     """Recipe of `Factorised`: a network with `depth` hidden layers of `width` from the context to all logits.
 
     For discrete sites of the unit itself that are too many to list; `am.ELBO`, `am.IWELBO` and `am.Renyi` learn it from

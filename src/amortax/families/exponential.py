@@ -34,7 +34,7 @@ Kind = tuple[str, str, tuple[int, ...]]  # (name of a site, its support in words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class exponential_family(Recipe):
+class exponential_family(Recipe, slots=("family", "shared_family")):
     """Recipe of `ExponentialFamily`, for `shared_family=`; `sites` is filled in from the model by `amortize`.
 
     A real site of up to 200 numbers has a normal with any covariance, a longer one independent normals. All else that

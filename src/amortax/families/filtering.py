@@ -33,7 +33,7 @@ Index = tuple[tuple[int, ...], ...]  # positions (T, k) of the numbers, or eleme
 
 
 @dataclasses.dataclass(frozen=True)
-class filtering(Recipe):
+class filtering(Recipe, slots=("family", "classifier")):
     """Recipe of beliefs q(z_t | x_1, ..., x_t), for latents along time; with `am.ForwardKL()`, and `Posterior.filter`.
 
     **Arguments:**

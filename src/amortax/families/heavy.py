@@ -26,7 +26,7 @@ from .normal import FullNormal, full
 
 
 @dataclasses.dataclass(frozen=True)
-class student_t(Recipe):
+class student_t(Recipe, slots=("family", "shared_family")):
     """Recipe of `StudentT`, a Student-t of any location and scale matrix; or, as `base=` of a flow, of its tails.
 
     `df` degrees of freedom, a whole number from 3: with fewer the variance is infinite, and so is the bound under any

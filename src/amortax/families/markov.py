@@ -32,7 +32,7 @@ from .normal import AbstractAffine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class markov(Recipe):
+class markov(Recipe, slots=("family",)):
     """Recipe of `Markov`, for locals along a time axis.
 
     **Arguments:**

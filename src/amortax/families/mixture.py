@@ -25,7 +25,7 @@ from .flow import stacked
 
 
 @dataclasses.dataclass(frozen=True)
-class mixture(Recipe):
+class mixture(Recipe, slots=("family", "shared_family")):
     """Recipe of `Mixture`: `components` members of `family`.
 
     `depth` hidden layers of `width` between context and shares. Cost: training and densities evaluate every draw of

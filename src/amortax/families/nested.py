@@ -27,7 +27,7 @@ FULL = 8  # largest number of an element for which a full normal is chosen
 
 
 @dataclasses.dataclass(frozen=True)
-class nested(Recipe):
+class nested(Recipe, slots=("family",)):
     """Recipe of `Nested`: q of units whose elements have numbers of their own, element by element.
 
     **Arguments**: `family` recipe of q of one element, of every level; None: full normals up to 8 numbers, else

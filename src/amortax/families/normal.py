@@ -34,7 +34,7 @@ from .base import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class diagonal(Recipe):
+class diagonal(Recipe, slots=("family", "shared_family")):
     """Recipe of `DiagonalNormal`; `depth` hidden layers of `width` between context and parameters (None: chosen)."""
 
     width: int = 64
@@ -46,7 +46,7 @@ class diagonal(Recipe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class full(Recipe):
+class full(Recipe, slots=("family", "shared_family")):
     """Recipe of `FullNormal`; `depth` hidden layers of `width` between context and parameters (None: chosen)."""
 
     width: int = 64
@@ -59,7 +59,7 @@ class full(Recipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class low_rank(Recipe):
+class low_rank(Recipe, slots=("family", "shared_family")):
     """Recipe of `LowRankNormal` with `rank` columns; `depth` hidden layers of `width` (None: chosen)."""
 
     rank: int = 8

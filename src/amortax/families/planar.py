@@ -31,7 +31,7 @@ _SHIFT = float(np.log(np.e - 1.0))  # so that m(0) = 0: no bend at u = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class planar(Recipe):
+class planar(Recipe, slots=("family", "shared_family")):
     """Recipe of a `Flow` of `Planar` layers; `width` and `depth` of the networks from the context to u, w, b."""
 
     layers: int = 8

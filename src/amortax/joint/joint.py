@@ -80,6 +80,10 @@ class Joint(eqx.Module):
                 outside = outside + total
         return Terms(in_unit, outside)
 
+    def site_log_probs(self, local: Array, shared: Array, unit: Batch) -> dict[str, Array]:
+        """The log densities of one unit by site, in its batch shape; of models whose discrete sites are observed."""
+        return self._evaluate(local, shared, unit)({})
+
     def unit_log_prior(self, local: Array, shared: Array, unit: Batch) -> Array:
         """The part of `unit_log_prob` that is log p(u | v) of the unit's own latents, Jacobians included."""
         log_probs = self._evaluate(local, shared, unit)({})

@@ -69,6 +69,11 @@ def reading(model: Callable) -> Iterator[None]:
         yield
     except AmortaxError:
         raise
+    except jax.errors.UnexpectedTracerError as error:
+        raise ModelError(
+            f"model '{name_of(model)}' has sample sites in a transformed function (jax.lax.scan, vmap, cond), where "
+            "NumPyro can't see them; write the steps with numpyro.contrib.control_flow.scan, or a plate"
+        ) from error
     except jax.errors.ConcretizationTypeError as error:
         raise ModelError(
             f"model '{name_of(model)}'{_line(model, error)} branches on, loops over or indexes by values of its data "
@@ -105,7 +110,8 @@ def _hint(error: BaseException) -> str:
             "; NaN makes integers floats: give missing ones as None in a list, as numpy.ma.masked_array of integers, "
             "or in a nullable integer column"
         )
-    if "broadcast" in str(error) or "shape" in str(error):
+    plates = isinstance(error, AssertionError) and not str(error)  # of NumPyro, which allots dims of plates
+    if plates or "broadcast" in str(error) or "shape" in str(error):
         return (
             "; if plates are nested, give each its dim: the amortized plate dim=-2, the plate inside it dim=-1, "
             "with the unit axis of every array at the same place"

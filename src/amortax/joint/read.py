@@ -74,6 +74,7 @@ def read(model: Callable, data: Batch, axes: Mapping[str, int], plate: str, miss
         plates=inner,
         params=tuple(seen.name for seen in one.values() if seen.kind == "param"),
         cannot_simulate=_cannot_simulate(one, links, arguments),
+        no_density=_no_density(one),
         whole=isinstance(model, Whole),
     )
     return _element_by_element(structure, links)
@@ -230,4 +231,14 @@ def _cannot_simulate(one: dict[str, Seen], links: Dependencies, arguments: tuple
             return f"site '{seen.name}' observes a function of the data, not an argument itself"
     for argument, site in links.lagged.items():
         return f"observed argument '{argument}' changes the distribution of site '{site}'"
+    return ""
+
+
+def _no_density(one: dict[str, Seen]) -> str:
+    """A site that only says where data come; with a factor the model has its density from there."""
+    if any(seen.factor for seen in one.values()):
+        return ""
+    for seen in one.values():
+        if seen.observed and seen.improper:
+            return f"observed site '{seen.name}' has no density (ImproperUniform is 1 whatever the latents are)"
     return ""

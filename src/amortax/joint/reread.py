@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -18,11 +19,15 @@ from .whole import program_of
 NUM_UNITS, LENGTH = 2, 3
 
 
-def matching_params(model: Callable, structure: Structure, path: str) -> PyTree:
-    """Shapes of the parameters of `model`, which must have the stored structure.
+def reread(model: Callable, structure: Structure, path: str) -> tuple[Structure, PyTree]:
+    """The stored structure and shapes of the parameters of `model`, which must have it.
+
+    Whether it has a density the model itself says: older files do not.
 
     **Raises** `ArtifactError` naming the first difference in sites, supports, shapes, plates or parameters.
     """
+    if not callable(model):
+        raise ArtifactError(f"{path}: model= is the function that it was trained with, got {model!r}")
     data, model = _stand_in(structure), program_of(model, structure)
     axes = {a.name: a.axis for a in structure.arguments if a.axis}
     try:
@@ -31,7 +36,8 @@ def matching_params(model: Callable, structure: Structure, path: str) -> PyTree:
         raise ArtifactError(f"{path}: model '{name_of(model)}' is not the one that was trained: {error}") from error
     if difference := structure.difference(found):
         raise ArtifactError(f"{path}: model '{name_of(model)}' is not the one that was trained; {difference}")
-    return jax.eval_shape(lambda key: initial_params(model, structure, data, key), jax.random.key(0))
+    structure = dataclasses.replace(structure, no_density=found.no_density)
+    return structure, jax.eval_shape(lambda key: initial_params(model, structure, data, key), jax.random.key(0))
 
 
 def _stand_in(structure: Structure) -> Batch:

@@ -168,6 +168,7 @@ class Structure:
     plates: tuple[InnerPlate, ...]
     params: tuple[str, ...]
     cannot_simulate: str = ""  # the reason, or empty
+    no_density: str = ""  # why log p of the data is not that of what made them, or empty
     tied: str = ""  # why numbers in inner plates are not independent given those above them, or empty
     classified: bool = False  # the guide has a q of the unit's own discrete sites, on which its numbers hang
     whole: bool = False  # a unit is one call of the model (plate=None)

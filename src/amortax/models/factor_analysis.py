@@ -69,7 +69,9 @@ def _factors(x: Array, num_factors: int, noise_shape: tuple[int, ...]) -> None:
 
 def learned(posterior: Posterior) -> dict[str, Float[np.ndarray, ...]]:
     """`mean` (D,), `loadings` (D, K) and `noise`, an sd or D of them, of a posterior of either model."""
-    params = posterior.joint.params
+    params = getattr(getattr(posterior, "joint", None), "params", {})
     if set(params) != {"mean", "loadings", "noise"}:
-        raise ModelError(f"learned: expected a posterior of ppca or factor_analysis, got parameters {sorted(params)}")
+        raise ModelError(
+            f"learned: expected a posterior of ppca or factor_analysis, got {posterior!r}, parameters {sorted(params)}"
+        )
     return {name: np.asarray(jnp.exp(value) if name == "noise" else value) for name, value in params.items()}

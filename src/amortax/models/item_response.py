@@ -27,12 +27,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Num
 
-from amortax._errors import ModelError
+from amortax._errors import DataError, ModelError
+from amortax.models.scales import check_prior, known_or_drawn
 
 __all__ = ["Priors", "one_parameter", "two_parameters"]
 
@@ -50,6 +52,12 @@ class Priors:
     difficulty_mean: dist.Distribution | float = dataclasses.field(default_factory=lambda: dist.Normal(0.0, 5.0))
     difficulty_scale: dist.Distribution | float = dataclasses.field(default_factory=lambda: dist.HalfCauchy(2.0))
     discrimination_scale: dist.Distribution | float = dataclasses.field(default_factory=lambda: dist.HalfCauchy(2.0))
+
+    def __post_init__(self) -> None:
+        """Raises `ModelError` for what is neither a number nor a prior, and for scales that are not positive."""
+        for field in dataclasses.fields(self):
+            scale = field.name != "difficulty_mean"
+            check_prior(f"item_response.Priors: {field.name}", getattr(self, field.name), positive=scale)
 
 
 def one_parameter(
@@ -98,14 +106,18 @@ def _answers(correct: Any, item: Any, num_items: int | None, priors: Priors, *, 
             "an item response model got neither a matrix correct (person, item) nor item with num_items; bind "
             "num_items with functools.partial where answers are in long form"
         )
+    if item is not None and not jnp.issubdtype(jnp.result_type(item), jnp.integer):
+        raise DataError(
+            f"data['item'] says which item each answer is of, 0, 1, ..., and is of type {item.dtype}; give integers"
+        )
     count: Any = given.shape[1] if item is None else num_items
-    ability_scale = _known_or_drawn("ability_scale", priors.ability_scale)
-    difficulty_mean = _known_or_drawn("difficulty_mean", priors.difficulty_mean)
-    difficulty_scale = _known_or_drawn("difficulty_scale", priors.difficulty_scale)
+    ability_scale = known_or_drawn("ability_scale", priors.ability_scale)
+    difficulty_mean = known_or_drawn("difficulty_mean", priors.difficulty_mean)
+    difficulty_scale = known_or_drawn("difficulty_scale", priors.difficulty_scale)
     discrimination: Any = 1.0
     items = numpyro.plate("item", count, dim=-1)
     if discriminating:
-        discrimination_scale = _known_or_drawn("discrimination_scale", priors.discrimination_scale)
+        discrimination_scale = known_or_drawn("discrimination_scale", priors.discrimination_scale)
         with items:
             discrimination = numpyro.sample("discrimination", dist.LogNormal(0.0, discrimination_scale))
     with items:
@@ -119,7 +131,3 @@ def _answers(correct: Any, item: Any, num_items: int | None, priors: Priors, *, 
         with answers:
             logits = discrimination * (ability - difficulty)
             numpyro.sample("correct", dist.Bernoulli(logits=logits), obs=correct)
-
-
-def _known_or_drawn(name: str, prior: dist.Distribution | float) -> Any:
-    return numpyro.sample(name, prior) if isinstance(prior, dist.Distribution) else prior

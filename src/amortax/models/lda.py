@@ -37,15 +37,23 @@ import numpyro.distributions as dist
 from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from .._errors import DataError
+from .._errors import DataError, ModelError
+from .._types import whole_number
 from ..posterior import Posterior
+from .scales import check_positive
 
 ASCENTS = 30  # of q(θ_d) given the topics
 APART = 0.1  # e-folds between topics that are learned by maximum likelihood, at the start
 
 
 def collapsed(num_topics: int, *, doc_topic_prior: float = 0.1, topic_word_prior: float = 0.1) -> Callable:
-    """The model of `counts` (documents, words), for data as `documents` gives them."""
+    """The model of `counts` (documents, words), for data as `documents` gives them.
+
+    **Raises** `ModelError` unless `num_topics` is a whole number from 1 and both priors are positive.
+    """
+    whole_number("lda.collapsed: num_topics", num_topics, ModelError)
+    check_positive("lda.collapsed: doc_topic_prior", doc_topic_prior)
+    check_positive("lda.collapsed: topic_word_prior", topic_word_prior)
 
     def lda(counts: Array) -> None:
         prior = dist.Dirichlet(jnp.full(counts.shape[1], topic_word_prior))
@@ -120,13 +128,32 @@ def log_frequencies(word_counts: ArrayLike) -> Float[np.ndarray, " words"]:
 
 
 def shares_sd(num_topics: int, doc_topic_prior: float) -> float:
-    """The sd of each log share whose softmax is nearest to a Dirichlet."""
+    """The sd of each log share whose softmax is nearest to a Dirichlet.
+
+    **Raises** `ModelError` unless `num_topics` is a whole number from 1 and the prior positive.
+    """
+    whole_number("num_topics", num_topics, ModelError)
+    check_positive("doc_topic_prior", doc_topic_prior)
     return math.sqrt((1.0 - 1.0 / num_topics) / doc_topic_prior)
 
 
 def learned_topics(posterior: Posterior) -> Float[np.ndarray, "topics words"]:
-    """Shares of words in the topics of `amortized`."""
-    return np.asarray(jax.nn.softmax(posterior.joint.params["topics"]))
+    """Shares of words in the topics of `amortized`.
+
+    **Raises** `ModelError` for another posterior, whose topics are none of its learned parameters.
+    """
+    return np.asarray(jax.nn.softmax(trained_topics("lda", posterior)))
+
+
+def trained_topics(model: str, posterior: Any) -> Array:
+    """The learned parameter `topics`."""
+    learned = getattr(getattr(posterior, "joint", None), "params", {})
+    if "topics" not in learned:
+        raise ModelError(
+            f"{model}.learned_topics: expected a posterior of {model}.amortized, got {posterior!r}; the topics of "
+            "lda.collapsed are latent: posterior.sample(...).topics"
+        )
+    return learned["topics"]
 
 
 def documents(counts: Any, *, empty: bool = False) -> dict[str, np.ndarray]:
@@ -135,7 +162,16 @@ def documents(counts: Any, *, empty: bool = False) -> dict[str, np.ndarray]:
     **Raises** `DataError`, naming the first, where a number is no count, or a document has no words, unless these may
     be `empty`: topics can't be learned from it.
     """
-    counts = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts)
+    try:
+        counts = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts)
+    except ValueError:
+        counts = np.empty(0, object)
+    if counts.ndim != 2 or counts.dtype.kind not in "biuf":
+        raise DataError(
+            f"lda.documents: expected counts of two axes, documents and words, got shape {counts.shape} of "
+            f"{counts.dtype.name}; one document is counts[None], and words must be counted first (scikit-learn's "
+            "CountVectorizer)"
+        )
     wrong = ~(counts >= 0) | (counts != np.floor(counts))
     if len(odd := np.argwhere(wrong)):
         document, word = odd[0]

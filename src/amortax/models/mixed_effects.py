@@ -32,7 +32,7 @@ Lewandowski, Kurowicka and Joe, Generating random correlation matrices, J. Multi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,10 +40,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Num
 
 from amortax._errors import DataError
-from amortax.data import Units, from_table
+from amortax.data import Units
+from amortax.models.design import Design, design
+from amortax.models.scales import check_positive, check_prior
 
 __all__ = ["Design", "Priors", "binomial", "design", "gaussian", "gaussian_priors", "link_priors", "poisson"]
 
@@ -63,6 +65,14 @@ class Priors:
     sd: dist.Distribution = dataclasses.field(default_factory=lambda: dist.HalfNormal(2.5))
     sigma: dist.Distribution = dataclasses.field(default_factory=lambda: dist.HalfNormal(2.5))
     concentration: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises `ModelError` for what is no distribution, and for scales that may be negative."""
+        for name in ("beta", "sd", "sigma"):
+            prior = getattr(self, name)
+            check_prior(f"mixed_effects.Priors: {name}", prior, positive=name != "beta", known=False)
+        if self.concentration is not None:
+            check_positive("mixed_effects.Priors: concentration", self.concentration)
 
 
 def gaussian(
@@ -146,93 +156,6 @@ def _mixed(x: Array, z: Array, y: Any, priors: Priors, response: Callable[[Array
             numpyro.sample("y", response(predictor), obs=y)
 
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-    """What `design` makes of a table: the units, names of the columns of x and of z, labels of categories."""
-
-    units: Units
-    fixed: tuple[str, ...]
-    random: tuple[str, ...]
-    categories: dict[str, tuple]
-
-
-def design(
-    table: Any,
-    *,
-    group: str,
-    response: str | None,
-    fixed: Sequence[str] = (),
-    random: Sequence[str] = (),
-    categories: Mapping[str, Sequence[Any] | None] | None = None,
-    beside: Mapping[str, str] | None = None,
-) -> Design:
-    """The arguments x, z and y of the models from a table with one row per response.
-
-    Args:
-        table: whatever `am.from_table` takes.
-        group: the column that names the group of a row.
-        response: the column of y; None for rows to predict, without y.
-        fixed: columns with a fixed effect; the intercept comes first by itself.
-        random: columns with a random effect in every group, likewise.
-        categories: column -> its labels, None for those found, sorted; each label but the first becomes a column of
-            zeros and ones (R's treatment contrasts). For new groups give the `categories` of the first design.
-        beside: further argument of the model -> its column: `{"trials": "n"}`, `{"exposure": "time"}`.
-
-    Raises:
-        DataError: where a column isn't there, isn't numbers, or is a covariate with a missing value.
-
-    >>> table = {"rat": ["a", "a", "b"], "weight": [2.0, 3.0, 4.0], "diet": ["low", "low", "high"]}
-    >>> rows = design(table, group="rat", response="weight", fixed=["diet"], categories={"diet": None})
-    >>> rows.fixed, rows.random
-    (('1', 'diet[low]'), ('1',))
-
-    """
-    beside = dict(beside or {})
-    responses = [] if response is None else [response]
-    columns = list(dict.fromkeys([*responses, *fixed, *random, *beside.values()]))
-    found = from_table(table, unit=group, columns=columns, categories=categories)
-    own = np.arange(found.arrays[columns[0]].shape[1]) < found.lengths[columns[0]][:, None]
-    for column in {*fixed, *random}:
-        _check_complete(found, column, own)
-    names = {"x": _names(found, fixed), "z": _names(found, random)}
-    arrays = {"x": _values(found, fixed, own), "z": _values(found, random, own)}
-    masks = {name: np.broadcast_to(own[..., None], array.shape) for name, array in arrays.items()}
-    for name, column in {**beside, **({} if response is None else {"y": response})}.items():
-        arrays[name], masks[name] = found.arrays[column], found.masks[column]
-    lengths = dict.fromkeys(arrays, found.lengths[columns[0]])
-    units = Units(arrays, masks, lengths, found.labels, name=found.name)
-    return Design(units, names["x"], names["z"], dict(found.categories))
-
-
-def _check_complete(found: Units, column: str, own: np.ndarray) -> None:
-    """Raises where a covariate is missing in a row of the table."""
-    gaps = own & ~found.masks[column]
-    if gaps.any():
-        unit, row = np.argwhere(gaps)[0]
-        raise DataError(
-            f"column {column!r} is missing at {found.name} {found.labels[unit].item()!r}, row {row} of it, but it is a "
-            "covariate, and only responses may have missing values; drop those rows, or impute the column"
-        )
-
-
-def _names(found: Units, columns: Sequence[str]) -> tuple[str, ...]:
-    """Names of the columns of a design matrix: '1' for the intercept, 'column[label]' for a contrast."""
-    names = ["1"]
-    for column in columns:
-        labels = found.categories.get(column)
-        names += [column] if labels is None else [f"{column}[{label}]" for label in labels[1:]]
-    return tuple(names)
-
-
-def _values(found: Units, columns: Sequence[str], own: np.ndarray) -> Float[np.ndarray, "group row column"]:
-    """A design matrix: ones, then the columns, categories as treatment contrasts."""
-    parts = [np.ones(own.shape, np.float32)]
-    for column in columns:
-        values, labels = found.arrays[column], found.categories.get(column)
-        parts += [values] if labels is None else [values == code for code in range(1, len(labels))]
-    return np.stack(parts, axis=-1).astype(np.float32)
-
-
 def gaussian_priors(units: Units) -> Priors:
     """Weakly informative priors on the data's own scale, for `gaussian`, from the sds of y and of every column.
 
@@ -247,6 +170,7 @@ def gaussian_priors(units: Units) -> Priors:
         DataError: where all responses are one number.
 
     """
+    _check_units("gaussian_priors", units)
     y = units.arrays["y"][units.masks["y"]] if "y" in units.masks else units.arrays["y"]
     if np.ptp(y) == 0:
         raise DataError(
@@ -258,7 +182,18 @@ def gaussian_priors(units: Units) -> Priors:
 
 def link_priors(units: Units) -> Priors:
     """The same for `binomial` and `poisson`, whose logits and log rates have a scale of their own: 0 and 1."""
+    _check_units("link_priors", units)
     return _priors(units, 0.0, 1.0)
+
+
+def _check_units(verb: str, units: Any) -> None:
+    if isinstance(units, Units) and {"x", "z"} <= set(units.arrays):
+        return
+    hint = "; give the .units of the design" if isinstance(units, Design) else ""
+    raise DataError(
+        f"{verb}: expected Units with the arguments x and z, design(...).units or am.units(...), got "
+        f"{type(units).__name__}{hint}"
+    )
 
 
 def _priors(units: Units, middle: float, spread: float) -> Priors:

@@ -30,7 +30,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
 from ..posterior import Posterior
-from .lda import APART, log_frequencies, shares_sd
+from .lda import APART, log_frequencies, shares_sd, trained_topics
 
 
 def amortized(num_topics: int, word_counts: ArrayLike, *, doc_topic_prior: float = 0.1) -> Callable:
@@ -57,4 +57,4 @@ def amortized(num_topics: int, word_counts: ArrayLike, *, doc_topic_prior: float
 
 def learned_topics(posterior: Posterior) -> Float[np.ndarray, "topics words"]:
     """β: how many e-folds more often than in all documents a word comes in each topic."""
-    return np.asarray(posterior.joint.params["topics"])
+    return np.asarray(trained_topics("prodlda", posterior))

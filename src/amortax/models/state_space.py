@@ -31,7 +31,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import RecursiveLinearTransform
 
-from amortax._errors import ModelError
+from amortax._errors import DataError, ModelError
+from amortax.models.scales import check_prior, known_or_drawn
 
 __all__ = ["many", "one"]
 
@@ -54,7 +55,8 @@ def many(
         persistence: how much of the level stays from one step to the next, above -1 and up to 1.
 
     """
-    step, noise = _known_or_drawn("innovation", innovation), _known_or_drawn("observation", observation)
+    _check_series("many", y)
+    step, noise = _scale("innovation", innovation), _scale("observation", observation)
     with numpyro.plate("series", y.shape[0]):
         level: Any = numpyro.sample("level", _levels(y.shape[1], step, persistence))
         numpyro.sample("y", dist.Normal(level[..., 0], noise).to_event(1), obs=y)
@@ -76,12 +78,21 @@ def one(
         persistence: how much of the level stays from one step to the next, above -1 and up to 1.
 
     """
+    _check_series("one", y)
     vague = dist.LogNormal(0.0, 2.0)
-    step = _known_or_drawn("innovation", vague if innovation is None else innovation)
-    noise = _known_or_drawn("observation", vague if observation is None else observation)
+    step = _scale("innovation", vague if innovation is None else innovation)
+    noise = _scale("observation", vague if observation is None else observation)
     level: Any = numpyro.sample("level", _levels(jnp.shape(y)[1], step, persistence))
     with numpyro.plate("series", jnp.shape(y)[0]):
         numpyro.sample("y", dist.Normal(level[:, 0], noise).to_event(1), obs=y)
+
+
+def _check_series(model: str, y: Any) -> None:
+    if jnp.ndim(y) != 2:
+        raise DataError(
+            f"state_space.{model}: data['y'] has shape {jnp.shape(y)}; expected two axes, series and steps: y[None] of "
+            "one series"
+        )
 
 
 def _levels(length: int, innovation: Any, persistence: float) -> dist.Distribution:
@@ -95,5 +106,6 @@ def _levels(length: int, innovation: Any, persistence: float) -> dist.Distributi
     )
 
 
-def _known_or_drawn(name: str, scale: Scale) -> Any:
-    return numpyro.sample(name, scale) if isinstance(scale, dist.Distribution) else scale
+def _scale(name: str, scale: Scale) -> Any:
+    check_prior(f"state_space: {name}", scale)
+    return known_or_drawn(name, scale)

@@ -41,6 +41,11 @@ def batch_size(batch: Batch) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 
 
+def weighed(each: Float[Array, " units"], batch: Batch) -> Float[Array, " units"]:
+    """Numbers of a batch's units, times their weights: their mean over steps is that over all units, visited alike."""
+    return each if batch.weight is None else batch.weight * each
+
+
 class AbstractObjective(eqx.Module):
     """A loss of one minibatch."""
 
@@ -88,6 +93,16 @@ def check_objective(objective: AbstractObjective, structure: Structure, *, train
         raise ModelError(
             f"the objective trains q of the locals only, and {rest} of model '{structure.model}' would stay where they "
             "start; use am.WakeSleep(), or am.Sum(am.ELBO(), am.ForwardKL()), or go on from a fitted posterior"
+        )
+
+
+def check_density(name: str, structure: Structure) -> None:
+    """Raises `ModelError` where log p of the data is not the model's: objective `name` is a bound of it."""
+    if structure.no_density:
+        raise ModelError(
+            f"{name} needs the density of the data, but of model '{structure.model}' {structure.no_density}: give "
+            "(latents, data) pairs from its simulator, am.fit(guide, (latents, data), key=key), and leave objective= "
+            "out (am.ForwardKL() learns from pairs alone)"
         )
 
 

@@ -28,7 +28,7 @@ from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, check_numeric
+from .base import AbstractObjective, Loss, Minibatch, check_density, check_numeric, weighed
 from .estimators import Draws, local_draws, mean_bound
 from .labels import label_log_prob
 from .schedules import Schedule, at_step, check_schedule, settled
@@ -80,7 +80,8 @@ class ELBO(AbstractObjective):
         return self.kl_weight != 1.0 or self.free_bits > 0
 
     def check(self, structure: Structure) -> None:
-        """Every model will do, unless `kl_weight` or `free_bits` need locals, or `classifier_weight` labels."""
+        """Any model with a density, unless `kl_weight` or `free_bits` need locals, or `classifier_weight` labels."""
+        check_density("am.ELBO", structure)
         if self.reweighted:
             check_numeric("am.ELBO with kl_weight or free_bits", structure)
         if self.straight_through:
@@ -133,7 +134,7 @@ class ELBO(AbstractObjective):
             draws = local_draws(key, guide, joint, batch, context, shared, path_derivative=path and not self.free_bits)
             divergence = self._divergence(draws, joint, batch, shared)
             weight = at_step(self.kl_weight, minibatch.step)
-            cut = jnp.where(jnp.mean(divergence) > self.free_bits, divergence, self.free_bits)
+            cut = jnp.where(jnp.mean(weighed(divergence, batch)) > self.free_bits, divergence, self.free_bits)
             return draws.elbo + divergence - weight * cut, draws.log_prior
 
         value = mean_bound(key, guide, minibatch, reweighted, count=self.num_particles, path_derivative=path)
@@ -142,7 +143,10 @@ class ELBO(AbstractObjective):
     def _label_log_prob(self, key: Array, guide: Guide, joint: Joint, minibatch: Minibatch) -> Array:
         """Mean over units of log q(labels | e, v), at one v."""
         shared = jax.lax.stop_gradient(guide.sample_shared(key)[0])
-        each = [label_log_prob(guide, joint, batch, guide.encode(batch), shared) for batch in minibatch.groups]
+        each = [
+            weighed(label_log_prob(guide, joint, batch, guide.encode(batch), shared), batch)
+            for batch in minibatch.groups
+        ]
         return jnp.mean(jnp.concatenate(each))
 
     def _divergence(self, draws: Draws, joint: Joint, batch: Batch, shared: Array) -> Array:

@@ -23,7 +23,7 @@ from .._types import Batch, Context, PyTree, Terms
 from ..families.base import Component
 from ..guide import Guide
 from ..joint.joint import Joint
-from .base import Minibatch, batch_size
+from .base import Minibatch, batch_size, weighed
 
 SHARE_UNITS = 32  # of a minibatch, by which the share of the path derivative is chosen
 
@@ -89,7 +89,8 @@ def mean_bound(
             shared, log_shared = place(at, component)
             keys = split_key(key, len(contexts))
             found = [units(*group, shared) for group in zip(keys, minibatch.groups, contexts, strict=True)]
-            unit = jnp.concatenate([bounds for bounds, _ in found])
+            each = zip(found, minibatch.groups, strict=True)
+            unit = jnp.concatenate([weighed(bounds, batch) for (bounds, _), batch in each])
             return Terms(unit, found[0][1] - log_shared).total(minibatch.scale) / minibatch.num_units
 
         return over_components(guide.shared_log_shares(), given)

@@ -27,7 +27,7 @@ from ..guide import Guide
 from ..joint.assignments import standing
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals
+from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals, weighed
 from .elbo import ELBO
 from .estimators import stopped
 
@@ -42,7 +42,8 @@ class ForwardKL(AbstractObjective):
     It trains nothing else: with globals or learned parameters use it in `am.Sum` with `am.ELBO`, or to go on from a
     fitted posterior. It needs `log_prob` of the local family at each step, which `am.iaf` has only number by number.
 
-    The bound that it reports is the ELBO of the real units (NaN for `am.filtering()`, which has none). Simulations
+    The bound that it reports is the ELBO of the real units (NaN for `am.filtering()`, which has none, and where the
+    model has no density). Simulations
     whose numbers float32 can't square, or that lie `FARTHEST` times farther out than any real one, are left out.
 
     **Raises** `FitError` if `num_particles` is no whole number from 1; from `fit`, `ModelError` if the model has no
@@ -74,7 +75,7 @@ class ForwardKL(AbstractObjective):
         """Minus the mean log density of simulated locals."""
         simulation_key, elbo_key = jax.random.split(key)
         loss = simulated_loss(simulation_key, guide, joint, minibatch, count=self.num_particles)
-        if guide.filters:  # beliefs step by step are no posterior of a series, and have no bound
+        if guide.filters or joint.structure.no_density:  # beliefs step by step are no posterior, and have no bound
             return Loss(loss, jnp.full((), jnp.nan))
         # Reported, not differentiated: a path derivative of it would be a second density for nothing.
         still_guide, still_joint = stopped((guide, joint))
@@ -85,9 +86,14 @@ def check_simulation(name: str, structure: Structure) -> None:
     """Raises `ModelError` unless the model has locals and can be simulated."""
     check_locals(name, structure)
     if structure.cannot_simulate:
+        instead = (
+            "give (latents, data) pairs from its simulator, am.fit(guide, (latents, data), key=key)"
+            if structure.no_density
+            else "use an objective without them: am.ELBO(), am.IWELBO(), am.Renyi()"
+        )
         raise ModelError(
             f"{name} needs simulations, but model '{structure.model}' can't be simulated: {structure.cannot_simulate}; "
-            "use an objective without them: am.ELBO(), am.IWELBO(), am.Renyi()"
+            + instead
         )
 
 
@@ -112,7 +118,7 @@ def simulated_loss(key: Array, guide: Guide, joint: Joint, minibatch: Minibatch,
         for number, batch in enumerate(minibatch.groups):
             local, shared, drawn, useful = simulate(jax.random.fold_in(key, number), guide, joint, batch)
             log_q = jax.vmap(one)(local, guide.encode(drawn), shared, drawn)
-            losses.append(-jnp.sum(jnp.where(useful, log_q, 0.0)))
+            losses.append(-jnp.sum(weighed(jnp.where(useful, log_q, 0.0), batch)))
             used.append(jnp.sum(useful))
         return sum(losses, jnp.zeros(())), sum(used, jnp.zeros((), jnp.int32))
 
@@ -127,7 +133,7 @@ def _pairs_loss(guide: Guide, joint: Joint, minibatch: Minibatch) -> Float[Array
         assert unit.latents is not None
         return guide.local_log_prob(unit.latents, context, jnp.zeros(0), unit, joint)
 
-    each = [jax.vmap(one)(guide.encode(batch), batch) for batch in minibatch.groups]
+    each = [weighed(jax.vmap(one)(guide.encode(batch), batch), batch) for batch in minibatch.groups]
     return -jnp.mean(jnp.concatenate(each))
 
 

@@ -24,7 +24,7 @@ from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, check_locals
+from .base import AbstractObjective, Loss, Minibatch, check_density, check_locals
 from .estimators import mean_bound
 from .score import check_choices, drawn_bounds
 from .weighted import data_bound, unit_bounds
@@ -174,6 +174,7 @@ def _check_draws(name: str, objective: IWELBO | Renyi) -> None:
 
 
 def _check_model(name: str, objective: IWELBO | Renyi, structure: Structure) -> None:
+    check_density(name, structure)
     if not objective.weigh_shared:
         check_locals(name, structure)
     elif not structure.size("global"):

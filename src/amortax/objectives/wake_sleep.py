@@ -24,7 +24,7 @@ from .._types import Batch, Context, whole_number
 from ..guide import Guide
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from .base import AbstractObjective, Loss, Minibatch, batch_size, check_locals
+from .base import AbstractObjective, Loss, Minibatch, batch_size, check_density, check_locals
 from .estimators import mean_bound, stopped
 from .forward import check_simulation, simulated_loss
 from .score import drawn_weights
@@ -67,6 +67,7 @@ class WakeSleep(AbstractObjective):
 
     def check(self, structure: Structure) -> None:
         """Refuses a model without locals, and one that can't be simulated unless `wake_share` is 1."""
+        check_density("am.WakeSleep", structure)
         check_locals("am.WakeSleep", structure)
         if structure.drawn and structure.size("global"):
             raise ModelError(

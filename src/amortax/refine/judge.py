@@ -1,4 +1,4 @@
-"""How good is a unit's own q? The numbers of `importance`, for any q of a unit, and where its draws are."""
+"""How good is a unit's own q? Its bound by its own draws, its weights by a wider q's, and where its draws are."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ from .own import AbstractOwn, defended
 from .target import Target
 
 
+class OwnNumbers(eqx.Module):
+    """Of q's own draws, each (units, R) in the end: mean log weight, its variance, log mean weight."""
+
+    elbo: Float[Array, "*units"]
+    variance: Float[Array, "*units"]
+    log_evidence: Float[Array, "*units"]
+
+
 class Judged(eqx.Module):
-    """Of every unit: numbers (units, R), the best draw, and quantiles of all draws."""
+    """Of every unit: numbers of the defended q and of q itself, the best draw, mean and sd of all draws."""
 
     numbers: UnitNumbers
+    own: OwnNumbers
     best: Float[Array, "units d"]
-    quantiles: Float[Array, "units 3 d"]  # 16, 50 and 84%
+    center: Float[Array, "units d"]
+    scale: Float[Array, "units d"]
 
 
 @eqx.filter_jit
@@ -27,7 +37,7 @@ def judged(
 ) -> Judged:
     """Judges q of every unit by `count` draws at each draw of the globals.
 
-    Its bound is by its own draws; k-hat, effective size and evidence are those of the defended q, which see more.
+    q's own draws say precisely how far its bound is from the evidence; those of the defended q, what q never draws.
     """
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> tuple:
@@ -43,17 +53,16 @@ def judged(
 
             keys = jax.random.split(key, count)
             local, log_p, weight = jax.vmap(lambda k: draw(own, k))(keys)
-            numbers = summarise(weight)
-            if guarded is not own:
-                wide = summarise(jax.vmap(lambda k: draw(guarded, k))(keys)[2])
-                numbers = (*wide[:3], numbers[3], wide[4], numbers[5], wide[6])
-            return numbers, local, log_p
+            wide = weight if guarded is own else jax.vmap(lambda k: draw(guarded, k))(keys)[2]
+            evidence = jax.nn.logsumexp(weight) - jnp.log(count)
+            numbers = OwnNumbers(jnp.mean(weight), jnp.var(weight, ddof=1) / count, evidence)
+            return summarise(wide), numbers, local, log_p
 
         keys = jax.random.split(jax.random.fold_in(key, index), shared.shape[0])
-        numbers, local, log_p = jax.vmap(given_one)(keys, shared)
+        numbers, own_numbers, local, log_p = jax.vmap(given_one)(keys, shared)
         local, log_p = local.reshape(-1, local.shape[-1]), jnp.ravel(log_p)
         best = local[jnp.argmax(jnp.where(jnp.isnan(log_p), -jnp.inf, log_p))]
-        return numbers, best, jnp.quantile(local, jnp.array([0.16, 0.5, 0.84]), axis=0)
+        return numbers, own_numbers, best, jnp.mean(local, axis=0), jnp.std(local, axis=0)
 
-    numbers, best, quantiles = jax.vmap(one)(index, own, batch)
-    return Judged(UnitNumbers(*numbers), best, quantiles)
+    numbers, *others = jax.vmap(one)(index, own, batch)
+    return Judged(UnitNumbers(*numbers), *others)

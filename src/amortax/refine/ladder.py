@@ -118,7 +118,7 @@ class Ladder:
             return None
         q, judgement = found
         q = _located(q, judgement) if isinstance(q, OwnContext) else q
-        stands = standing(judgement.numbers, DRAWS)
+        stands = standing(judgement.numbers, judgement.own, DRAWS)
         return Group(units[: len(stands.k)], q, judgement, stands)
 
     def _own_parameters(self, group: Group) -> Group | None:
@@ -250,6 +250,6 @@ class Ladder:
 
 def _located(own: OwnContext, judgement: Judged) -> OwnContext:
     """q with the center and scale of its draws."""
-    low, middle, high = np.moveaxis(np.asarray(judgement.quantiles), 1, 0)
-    place = Fixed({"center": middle, "scale": np.maximum(0.5 * (high - low), 1e-6)})
+    center, scale = np.asarray(judgement.center), np.asarray(judgement.scale)
+    place = Fixed({"center": center, "scale": np.maximum(np.nan_to_num(scale, nan=1.0, posinf=1.0), 1e-6)})
     return eqx.tree_at(lambda q: q.place, own, place)

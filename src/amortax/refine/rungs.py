@@ -9,6 +9,7 @@ import numpy as np
 from .._types import AnyArray
 from ..importance import UnitNumbers
 from ..psis import k_limit
+from .judge import OwnNumbers
 
 LARGEST_GAP = 0.05  # nats from the bound to the evidence, up to which q is left as it is
 EXACT_GAP = 0.005  # the same, where exact answers are asked for
@@ -31,29 +32,33 @@ class Standing(NamedTuple):
     gap: np.ndarray
 
 
-def standing(numbers: UnitNumbers, count: int) -> Standing:
-    """The numbers (units, R) of `count` draws each, for the decisions below."""
-    elbo, evidence = np.asarray(numbers.elbo, np.float64), np.asarray(numbers.log_evidence, np.float64)
-    with np.errstate(invalid="ignore"):
-        error = np.sqrt(np.mean(numbers.elbo_variance, axis=1) / elbo.shape[1])
+def standing(numbers: UnitNumbers, own: OwnNumbers, count: int) -> Standing:
+    """What (units, R) numbers of `count` draws each, of the defended q and of q's `own`, say for the decisions below.
+
+    The gap is what q's own draws say, or more where those of the defended q surely show more.
+    """
+    elbo = np.asarray(own.elbo, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kept = np.nan_to_num(np.asarray(numbers.ess, np.float64) / count)
+        noise = np.sqrt(np.mean((1.0 / kept - 1.0) / count, axis=1) / elbo.shape[1])
+        wide = np.mean(np.asarray(numbers.log_evidence, np.float64) - elbo, axis=1)
+        near = np.mean(np.asarray(own.log_evidence, np.float64) - elbo, axis=1)
         k = np.median(numbers.pareto_k, axis=1)
         return Standing(
             k=np.where(np.isnan(numbers.pareto_k).any(axis=1), np.inf, k),
             limit=np.full(len(elbo), k_limit(count)),
-            kept=np.nan_to_num(np.median(numbers.ess, axis=1) / count),
+            kept=np.median(kept, axis=1),
             elbo=elbo.mean(axis=1),
-            error=error,
-            gap=np.mean(evidence - elbo, axis=1),
+            error=np.sqrt(np.mean(np.asarray(own.variance, np.float64), axis=1) / elbo.shape[1]),
+            gap=np.where(np.isnan(wide), np.inf, np.fmax(near, wide - 3.0 * noise)),
         )
 
 
 def mended(stands: Standing, *, exact: bool) -> np.ndarray:
-    """Whether q of a unit needs nothing: its gap to the evidence is small, and its weights say so reliably."""
+    """Whether q of a unit needs nothing: its gap to the evidence is small, and weights say so reliably."""
     limit = EXACT_GAP if exact else LARGEST_GAP
-    flat = (1.0 / np.maximum(stands.kept, 1e-9) - 1.0) <= 0.01
-    return (stands.gap <= limit + np.minimum(stands.error, limit)) & (
-        (stands.k <= stands.limit) | (flat & (stands.k <= 2.0))
-    )
+    flat = (stands.gap <= EXACT_GAP) & (stands.k <= 2.0)  # a tail of weights that hardly differ says nothing
+    return (stands.gap <= limit) & ((stands.k <= stands.limit) | flat)
 
 
 def settled(stands: Standing) -> np.ndarray:

@@ -45,9 +45,10 @@ class robbins_monro:
     exponent: float = 0.7
 
     def __post_init__(self) -> None:
-        if not (self.delay >= 1.0 and 0.5 < self.exponent <= 1.0):
+        numbers = all(isinstance(x, int | float) for x in (self.delay, self.exponent))
+        if not (numbers and self.delay >= 1.0 and 0.5 < self.exponent <= 1.0):
             raise FitError(
-                f"am.robbins_monro(delay={self.delay}, exponent={self.exponent}): delay must be a number from 1, "
+                f"am.robbins_monro(delay={self.delay!r}, exponent={self.exponent!r}): delay must be a number from 1, "
                 "exponent in (0.5, 1], or steps don't converge"
             )
 
@@ -89,6 +90,8 @@ def natural(rate: Schedule = robbins_monro(), rest: Optimizer | None = None) -> 
     """
     if not callable(rate) and not (isinstance(rate, int | float) and 0.0 < rate <= 1.0):
         raise FitError(f"am.natural(rate={rate!r}): a step must be a number in (0, 1], or a schedule of such numbers")
+    if rest is not None and not callable(getattr(rest, "update", None)):
+        raise FitError(f"am.natural(rest={rest!r}): rest must be an Optax transformation, optax.adam(1e-3) say")
     others = optax.with_extra_args_support(rest or adam())
     inner = optax.partition({"natural": _of_family(rate), "rest": others}, _labels)
     return NaturalSteps(inner, rate)

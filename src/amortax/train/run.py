@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +21,7 @@ from ..joint.joint import Joint
 from ..objectives.base import AbstractObjective, batch_size
 from .faults import at_fault
 from .groups import by_length
-from .minibatches import sources, units_per_step
+from .minibatches import TrainingData, sources, units_per_step
 from .natural import check_natural
 from .progress import Progress
 from .record import Record
@@ -43,18 +43,26 @@ class Run:
     - `validation`: held-out units, whose bound is recorded and, where the model has no global latents, stops the run
       early and chooses the parameters; None: chosen by the kind of model.
     - `progress`: a bar on standard error; None: if it is a terminal.
+    - `focus`: the units to visit more often, without changing what is trained on (see `fit`): a report of `check`, so
+      that those that FAIL (or that WARN, if none fails) are half of every step, each once at most; or a number above
+      0 for each unit, as an array or by label, 1 where a label is left out.
     """
 
     num_steps: int | None = None
     batch_size: int | None = None
     validation: Any = None
     progress: bool | None = None
+    focus: Any = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_number(name, value, FitError))
+        if isinstance(self.validation, bool | int | float | str):
+            raise FitError(f"am.Run: validation are held-out units, data as fit takes them, got {self.validation!r}")
+        if not (self.progress is None or isinstance(self.progress, bool)):
+            raise FitError(f"am.Run: progress must be True, False or None, got {self.progress!r}")
 
 
 @dataclasses.dataclass
@@ -121,20 +129,6 @@ class _Progression:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """Host arrays of the units to train on, what each is called, and those held out, if any."""
-
-    units: Batch
-    labels: Sequence[Any]
-    held_out: Batch | None = None
-
-    @property
-    def num_units(self) -> int:
-        """Units to train on."""
-        return batch_size(self.units)
-
-
 def train(
     pair: tuple[Joint, Guide],
     data: TrainingData,
@@ -146,7 +140,8 @@ def train(
 ) -> tuple[Joint, Guide, Record]:
     """Trains (joint, guide); returns the best pair and the record. Ctrl-C returns the best so far."""
     size = data.num_units
-    batch = units_per_step(objective, run.batch_size, size, held_out=data.held_out is not None)
+    batch = units_per_step(objective, run.batch_size, data)
+    data = data.weighed(batch)
     resident = sum(x.nbytes for x in jax.tree.leaves(data.units)) <= RESIDENT_BYTES
     transformation = optax.with_extra_args_support(optimizer or adam())
     check_natural(transformation, objective, pair[1])
@@ -157,7 +152,8 @@ def train(
     by = {"by_rows": by_rows, "on_pairs": data.units.latents is not None}
     setting = Setting(rest, objective, transformation, resident_groups, jnp.asarray(float(size)), **by)
     seed_key, key = jax.random.split(key)
-    source = sources(data.units, batch, resident, np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,)))))
+    generator = np.random.default_rng(np.asarray(jax.random.bits(seed_key, (4,))))
+    source = sources(data.units, batch, resident, generator, data.frequency)
     state = State(params, transformation.init(params), key, jnp.zeros((), jnp.int32))
     schedule = Schedule(run.num_steps, MOST_STEPS)
     seen, start = _Progression(best=params), time.perf_counter()
