@@ -47,7 +47,7 @@ def judged():
     (chunk,) = chunks(units, target.joint.structure, DRAWS)
     own, at = encoded(target, chunk.batch), jnp.zeros((1, 0))
     found = judge.judged(jax.random.key(1), target, own, at, chunk.batch, chunk.index, DRAWS)
-    group = Group(np.arange(4), _located(own, found), found, standing(found.numbers, DRAWS))
+    group = Group(np.arange(4), _located(own, found), found, standing(found.numbers, found.own, DRAWS))
     return target, chunk, units, group
 
 

@@ -21,7 +21,7 @@ from ..families.nested import Nested
 from ..frames import Frame
 from ..guide import Guide
 from ..joint.joint import Joint
-from ..joint.tree import tree_of
+from ..joint.tree import own_numbers, tree_of
 
 
 class Target(eqx.Module):
@@ -59,10 +59,7 @@ class Target(eqx.Module):
 
     def padding(self, unit: Batch) -> Bool[Array, " d"]:
         """True at numbers of elements that the unit does not have."""
-        structure = self.joint.structure.at(unit)
-        tree = tree_of(structure)
-        own = [jnp.broadcast_to(m[..., None], tree.shape(i)) for i, m in enumerate(tree.masks(structure, unit))]
-        return ~tree.join([jnp.ravel(x).reshape(tree.shape(i)) for i, x in enumerate(own)])
+        return ~own_numbers(self.joint.structure, unit)
 
     def _padded(self, local: Array, unit: Batch) -> Array:
         """What the numbers of padding add to every log density."""
