@@ -108,6 +108,8 @@ def measured(joint: Joint, guide: Guide, data: Units, key: Array, most: int) -> 
         found = _of_chunk(Target(joint, guide), shared, chunk.batch, index, unit_key)
         parts.append([np.asarray(x, np.float64)[: chunk.stop - chunk.start] for x in found])
     amortized, best, evidence, k = (np.concatenate(x) for x in zip(*parts, strict=True))
+    rose = best.mean(axis=1) > amortized.mean(axis=1)
+    best = np.where(rose[:, None], best, amortized)  # the encoder's q is of the family too
     return Measured((evidence - best).mean(axis=1), (best - amortized).mean(axis=1), np.median(k, axis=1))
 
 
