@@ -462,6 +462,13 @@ MUTATIONS = (
         "jacobian",
     ),
     Mutation(
+        "padding in repair without the density it is given",
+        "refine/target.py",
+        "local = jnp.where(self.padding(unit), noise, local)",
+        "local = jnp.where(self.padding(unit), local, local)",
+        "exact/test_refine_ragged.py",
+    ),
+    Mutation(
         "HMC's locals in the order of their lengths",
         "refine/whole.py",
         "np.concatenate(parts, axis=1)[:, order]",

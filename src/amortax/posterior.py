@@ -189,7 +189,7 @@ class Posterior(eqx.Module):
 
         **Returns** the Dataset of `sample` with, for every unit, `rung` (encoder, own, reweight, smc, hmc), `verdict`
         (PASS, or FAIL where no rung sufficed) and `seconds`; its attribute `globals_rung` says which draws the globals
-        are. Units that need nothing have the draws of `sample`.
+        are. Units that need nothing have the draws of `sample`; without numbers of their own they have no such columns.
         """
         from .repair import refine
 

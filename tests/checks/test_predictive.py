@@ -7,8 +7,10 @@ import numpyro.distributions as dist
 import pytest
 
 import amortax as am
-from amortax.checks.predictive import judge, nominal_share, p_values, reasons, share_limit, two_sided
+from amortax.checks.predictive import judge, nominal_share, p_values, predictive, reasons, share_limit, two_sided
 from amortax.checks.statistics import following, largest, mean, smallest, spread, zeros
+from amortax.intake import as_units, to_batch
+from amortax.train.initialise import initialise
 
 UNITS, ELEMENTS, NOISE = 150, 8, 0.5
 SILENT = {"num_samples": 100, "simulated_units": 0, "gap_units": 0, "latent_units": 0}
@@ -54,6 +56,21 @@ def test_data_of_the_model_pass(normal_posterior):
     assert list(table["statistic"]) == [f"{name} of y" for name in ("mean", "sd", "smallest", "largest")]
     assert report.units["predictive_p"].shape == (UNITS,)
     assert np.all(table["share_extreme"] <= 0.1)
+
+
+def single(y):
+    with numpyro.plate("unit", y.shape[0]):
+        numpyro.sample("y", dist.Normal(numpyro.sample("level", dist.Normal(0, 2)), NOISE), obs=y)
+
+
+def test_a_unit_without_data_has_no_p_value():
+    y = np.random.default_rng(0).standard_normal(8).astype(np.float32)
+    y[3] = np.nan
+    plan = am.amortize(single, {"y": y}, plate="unit")
+    units = as_units({"y": y}, plan.model, "unit")
+    pair = initialise(plan, to_batch(units), jax.random.key(0))
+    found = predictive(*pair, units, key=jax.random.key(1), draws=40, statistics={})
+    np.testing.assert_array_equal(np.isnan(found.columns["predictive_p"]), np.isnan(y))
 
 
 def test_noise_of_another_size_is_named(normal_posterior):

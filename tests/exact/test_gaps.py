@@ -10,7 +10,10 @@ import pytest
 from conjugate import LinearGaussian, normal_kl, normals_of
 
 import amortax as am
+from amortax.checks import gaps
 from amortax.checks.gaps import gap_reasons, measured
+from amortax.intake import as_units, to_batch
+from amortax.train.initialise import initialise
 
 UNITS = 40
 
@@ -47,6 +50,26 @@ def test_the_gaps_are_those_of_the_formula(exact, family, far):
     print(f"amortization {found.amortization.mean():.4f} of {amortization.mean():.4f}")
     assert abs(found.approximation.mean() - approximation) <= max(0.05, 0.15 * approximation)
     assert abs(found.amortization.mean() - amortization.mean()) <= max(0.05, 0.15 * amortization.mean())
+
+
+def test_a_climb_that_ends_lower_is_not_the_best_of_the_family(exact, monkeypatch):
+    """Of two units the second's climb lost 2 nats: the encoder's q is the better one, and nothing is amortized away."""
+    ends = np.array([[-9.0]]), np.array([[-8.0]]), np.array([[-7.0]]), np.array([[0.1]])  # q, climbed, evidence, k
+
+    def of_chunk(target, shared, batch, index, key):
+        first, climbed, evidence, k = (np.repeat(x, 4, axis=0) for x in ends)
+        climbed[1] -= 3.0
+        return first, climbed, evidence, k
+
+    monkeypatch.setattr(gaps, "_of_chunk", of_chunk)
+    x = exact.simulate(np.random.default_rng(2), 2)[1]
+    data = {"x": x.astype(np.float32)}
+    plan = am.amortize(functools.partial(model, weight=exact.weight, noise=exact.noise), data, plate="unit")
+    units = as_units(data, plan.model, "unit")
+    pair = initialise(plan, to_batch(units), jax.random.key(0))
+    found = measured(*pair, units, jax.random.key(1), 2)
+    np.testing.assert_allclose(found.approximation, [1.0, 2.0])
+    np.testing.assert_allclose(found.amortization, [1.0, 0.0])
 
 
 def test_only_large_and_sure_gaps_are_a_warning():

@@ -50,6 +50,16 @@ def schools(x):
                 numpyro.sample("x", dist.Normal(own, NOISE), obs=x)
 
 
+def parts(x):
+    """Every part of a unit has a number of its own."""
+    spread = numpyro.sample("spread", dist.HalfNormal(SPREAD))
+    with numpyro.plate("unit", x.shape[0], dim=-2):
+        level = numpyro.sample("level", dist.Normal(0.0, spread))
+        with numpyro.plate("part", x.shape[1], dim=-1):
+            own = numpyro.sample("own", dist.Normal(level, spread))
+            numpyro.sample("x", dist.Normal(own, NOISE), obs=x)
+
+
 def simulated():
     """Twenty units of one to thirty measurements, long ones among short ones."""
     rng = np.random.default_rng(0)
@@ -144,6 +154,18 @@ def assert_same_density(problem, order, batch):
     free = jax.random.normal(jax.random.key(1), (5, problem.size))
     ours, theirs = jax.vmap(jax.jit(lambda w: problem.log_density(w)))(free), jax.vmap(by_hand)(free)
     np.testing.assert_allclose(ours - ours[0], theirs - theirs[0], atol=2e-3)
+
+
+def test_padding_that_stands_still_is_not_judged():
+    """Schools of one to three classes: numbers of classes that a school does not have never move."""
+    x = [np.random.default_rng(n).normal(size=n) for n in (1, 3, 2)]
+    plan = am.amortize(parts, {"x": x}, plate="unit")
+    joint, guide = initialise(plan, to_batch(am.units({"x": x}, name="unit")), jax.random.key(0))
+    problem, _ = coordinates_of(joint, guide, conform({"x": x}, joint), 2, jax.random.key(0))
+    shared, local = jax.vmap(problem.place)(jax.random.normal(jax.random.key(1), (20, problem.size)))
+    moves = np.ptp(np.concatenate([shared, *(p.reshape(20, -1) for p in local)], axis=1), axis=0) > 0
+    assert problem.own().sum() == 1 + (1 + 1) + (1 + 3) + (1 + 2)
+    np.testing.assert_array_equal(problem.own(), moves)
 
 
 def test_pieces_change_nothing():

@@ -25,7 +25,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from .._types import Batch
 from ..chunks import chunks
@@ -35,7 +35,7 @@ from ..importance import shared_draws
 from ..joint.draws import prior_locals
 from ..joint.joint import Joint
 from ..joint.structure import Structure
-from ..joint.tree import tree_of
+from ..joint.tree import own_numbers
 from .collapse import refine_few
 from .report import Reason, Tables
 
@@ -117,7 +117,7 @@ def _chunk_moments(joint: Joint, guide: Guide, batch: Batch, index: Array, share
 
     def one(index: Array, context: Any, unit: Batch) -> Moments:
         size = structure.at(unit).size("local")
-        own = own_numbers(structure.at(unit), unit)
+        own = own_numbers(structure, unit)
 
         def draw(key: Array, v: Array) -> tuple[Array, Array]:
             local, log_q = guide.sample_local(key, context, v, unit, joint)
@@ -136,14 +136,6 @@ def _chunk_moments(joint: Joint, guide: Guide, batch: Batch, index: Array, share
         return jax.vmap(given)(jax.random.split(unit_key, shared.shape[0]), prior_keys, shared)
 
     return jax.vmap(one)(index, contexts, batch)
-
-
-def own_numbers(structure: Structure, unit: Batch) -> Bool[Array, " d"]:
-    """Which numbers are of the unit's own elements, and not of padding."""
-    if not structure.stretches:
-        return jnp.ones(structure.size("local"), bool)
-    tree = tree_of(structure)
-    return tree.join([mask[..., None] for mask in tree.masks(structure, unit)])
 
 
 def whitened(each: Moments) -> dict[str, np.ndarray]:

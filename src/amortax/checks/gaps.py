@@ -108,12 +108,14 @@ def measured(joint: Joint, guide: Guide, data: Units, key: Array, most: int) -> 
         found = _of_chunk(Target(joint, guide), shared, chunk.batch, index, unit_key)
         parts.append([np.asarray(x, np.float64)[: chunk.stop - chunk.start] for x in found])
     amortized, best, evidence, k = (np.concatenate(x) for x in zip(*parts, strict=True))
+    rose = best.mean(axis=1) > amortized.mean(axis=1)
+    best = np.where(rose[:, None], best, amortized)  # the encoder's q is of the family too
     return Measured((evidence - best).mean(axis=1), (best - amortized).mean(axis=1), np.median(k, axis=1))
 
 
 def _of_chunk(target: Target, shared: Array, batch: Batch, index: Array, key: Array) -> tuple[Array, ...]:
     """ELBO of the encoder's q and of the family's best, evidence and its k-hat, each (units, R)."""
-    judge_key, climb_key, normal_key = jax.random.split(key, 3)
+    judge_key, climb_key, normal_key, other_key = jax.random.split(key, 4)
     own = encoded(target, batch)
     first = judged(judge_key, target, own, shared, batch, index, DRAWS)
     climbed = optimise.optimised(climb_key, target, own, shared, batch, index, optimise.RATE["context"], STEPS)
@@ -122,7 +124,7 @@ def _of_chunk(target: Target, shared: Array, batch: Batch, index: Array, key: Ar
     if target.continuous and best.best.shape[-1] <= LARGEST_DENSE:
         start = optimise.normals(target, best.best, jnp.mean(shared, axis=0), batch)
         normal = optimise.optimised(normal_key, target, start, shared, batch, index, optimise.RATE["normal"])
-        other = judged(normal_key, target, normal, shared, batch, index, DRAWS).numbers
+        other = judged(other_key, target, normal, shared, batch, index, DRAWS).numbers
         surer = other.pareto_k < k
         evidence, k = jnp.where(surer, other.log_evidence, evidence), jnp.where(surer, other.pareto_k, k)
     return first.own.elbo, best.own.elbo, evidence, k

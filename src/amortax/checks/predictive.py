@@ -71,7 +71,7 @@ def predictive(
     table = {column: np.array([row[column] for row in found]) for column in found[0]} if found else {}
     each = np.full(len(data), np.nan)
     if values:
-        each[rows] = np.nanmin([two_sided(p_values(x[0], x[1:])) for x in values.values()], axis=0, initial=1.0)
+        each[rows] = np.fmin.reduce([two_sided(p_values(x[0], x[1:])) for x in values.values()], axis=0)
     numbers = {"predictive_units": float(len(rows)), "predictive_draws": float(draws)}
     if found:
         numbers["predictive_extreme"] = float(np.nanmax(table["share_extreme"]))

@@ -109,7 +109,7 @@ def _place(
     """(places by site, which are the unit's own, the rest of `Places`) of one simulated unit."""
     local, chosen, shared = truth
     structure = joint.structure.at(unit)
-    draw_key, tie_key, point_key = jax.random.split(key, 3)
+    draw_key, tie_key, point_key, distance_key = jax.random.split(key, 4)
 
     def evaluated(local: Array, chosen: Choices) -> tuple[Parts, Array]:
         numbers = structure.unpack("local", local[: structure.size("local")])
@@ -129,7 +129,6 @@ def _place(
     functions = {**true, "": density}, {**draws, "": densities}
     ties = dict(zip(functions[0], jax.random.split(tie_key, len(functions[0])), strict=True))
     places = {n: among(jax.random.uniform(ties[n], x.shape), x, functions[1][n]) for n, x in functions[0].items()}
-    distance_key = jax.random.fold_in(point_key, 1)
     rest = {
         "density": places.pop(""),
         "distance": among(jax.random.uniform(distance_key), distances[0], distances[1:]),

@@ -112,8 +112,8 @@ def _drawn(joint: Joint, guide: Guide, batch: Batch, shared: Array, key: Array, 
     def one(key: Array, v: Array, context: Any, unit: Batch) -> dict[str, Array]:
         local, _ = guide.sample_local(key, context, v, unit, joint)
         size = joint.structure.at(unit).size("local")  # after which stands a choice
-        local = local.at[:size].add(jitter * jax.random.normal(jax.random.fold_in(key, 1), (size,)))
-        v = v + jitter * jax.random.normal(jax.random.fold_in(key, 2), v.shape)
+        local = local.at[:size].add(jitter * jax.random.normal(jax.random.fold_in(key, 2), (size,)))
+        v = v + jitter * jax.random.normal(jax.random.fold_in(key, 3), v.shape)
         return joint.constrain(local, v, unit, joint.choose(key, local, v, unit))
 
     units = jax.vmap(one, in_axes=(None, None, 0, 0))

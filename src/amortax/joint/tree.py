@@ -131,6 +131,15 @@ def tree_of(structure: Structure) -> Tree:
     return Tree(plates, tuple(levels))
 
 
+def own_numbers(structure: Structure, unit: Batch) -> Array:
+    """True at one unit's own numbers, in the order of the sites, and False at those of padding: (d,)."""
+    structure = structure.at(unit)
+    if not structure.stretches:
+        return jnp.ones(structure.size("local"), bool)
+    tree = tree_of(structure)
+    return tree.join([mask[..., None] for mask in tree.masks(structure, unit)])
+
+
 def tied(structure: Structure, follows: Mapping[str, frozenset[str]]) -> str:
     """Why elements of inner plates are not independent given what stands above them, or empty.
 

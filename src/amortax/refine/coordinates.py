@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._types import Batch, Context, Terms
 from ..chunks import BYTES, bucketed, bytes_per_draw
@@ -34,7 +34,7 @@ from ..heads import Concatenate
 from ..importance import shared_draws
 from ..intake import drop_full_masks, to_batch
 from ..joint.joint import Joint
-from ..joint.tree import tree_of
+from ..joint.tree import own_numbers, tree_of
 from ..train.groups import rows_by_length, trimmed
 
 SHAPING_DRAWS = 2000  # of q(v), or twice as many as there are globals
@@ -87,6 +87,11 @@ class Coordinates(eqx.Module):
             self._over(_placed, part, shared, group)[0] for part, group in zip(parts, self.groups, strict=True)
         ]
 
+    def own(self) -> Bool[np.ndarray, " size"]:
+        """Which of the globals and locals that `place` gives, side by side, are no padding, which stands still."""
+        each = [jax.vmap(lambda unit: own_numbers(self.joint.structure, unit))(g.batch) for g in self.groups]
+        return np.concatenate([np.ones(self.center.shape[0], bool), *(np.asarray(x).ravel() for x in each)])
+
     def log_density(self, free: Float[Array, " size"]) -> Float[Array, ""]:
         """Log density of w in nats, up to a constant."""
         shared, parts = self._split(free)
@@ -127,7 +132,7 @@ class Coordinates(eqx.Module):
             local, log_q = guide.place_local(free, 0, context, shared, unit, self.joint)
             return local, standard_log_prob(free) - log_q
         frame, _ = guide._frame(context, shared, unit, self.joint)
-        padding = 1.0 - own_numbers(self.joint, guide, unit)
+        padding = _padding(self.joint, guide, unit)
         return frame.place(free), frame.log_det - 0.5 * jnp.sum(padding * free**2)
 
 
@@ -154,16 +159,14 @@ def through_family(guide: Guide) -> bool:
     return (guide.head is None or isinstance(guide.head, Concatenate)) and bijective(guide.local.family)
 
 
-def own_numbers(joint: Joint, guide: Guide, unit: Batch) -> Float[Array, " d"]:
-    """1 for the numbers of a unit's own elements, 0 for those of padding, in the order of its frame."""
+def _padding(joint: Joint, guide: Guide, unit: Batch) -> Float[Array, " d"]:
+    """0 for the numbers of a unit's own elements, 1 for those of padding, in the order of its frame."""
     assert guide.local is not None
-    if not joint.structure.stretches:
-        return jnp.ones(joint.structure.size("local"))
-    structure = joint.structure.at(unit)
-    tree = tree_of(structure)
-    masks = [jnp.broadcast_to(m[..., None], tree.shape(i)) for i, m in enumerate(tree.masks(structure, unit))]
-    flat = tree.by_level(masks) if isinstance(guide.local.family, Nested) else tree.join(masks)
-    return flat.astype(float)
+    own = own_numbers(joint.structure, unit)
+    if isinstance(guide.local.family, Nested):
+        tree = tree_of(joint.structure.at(unit))
+        own = tree.by_level(tree.split(own))
+    return 1.0 - own
 
 
 def coordinates_of(

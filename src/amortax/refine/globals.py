@@ -89,7 +89,7 @@ def enough_weights(joint: Joint, guide: Guide, training: Units, key: Array) -> t
     rounds = rounds_needed(numbers)
     if not 1 < rounds <= ROUNDS:
         return found, numbers
-    keys = jax.random.split(jax.random.fold_in(key, 1), rounds - 1)
+    keys = jax.random.split(jax.random.fold_in(key, 2), rounds - 1)  # 0 and 1 are the first round's own
     parts = [found, *(shared_weights(k, guide, joint, training) for k in keys)]
     found = SharedWeights(
         *(np.concatenate([getattr(x, name) for x in parts]) for name in ("shared", "log_weight", "log_ratio")),

@@ -143,26 +143,29 @@ class Ladder:
 
     def _finish(self, group: Group, rung: str) -> None:
         """Draws of units from q, from q reweighted, or from samplers, as their numbers ask for."""
-        self.rung[group.units] = rung
         good = mended(group.stands, exact=self.exact or rung == "own")  # once in repair, the next rung costs little
         weighed = ~good & settled(group.stands)
         self.verdict[group.units[good]] = "PASS"
-        if rung == "own" and np.any(~weighed):
-            self._draw(group[~weighed])
-        if np.any(weighed):
-            self._reweight(group[weighed])
+        done = self._reweight(group[weighed])
+        if rung == "own":
+            self._draw(group[~np.isin(group.units, done)])
         if np.any(rest := ~good & ~weighed) and self.target.continuous:
             self._sample(group[rest])
 
     def _draw(self, group: Group) -> None:
+        """Takes the units' own q as the answer."""
         target, shared, count = self.target, self.shared, self.num_samples
 
         def what(key: Array, batch: Any, index: Array, own: AbstractOwn) -> Array:
             return reweight.drawn(key, target, own, shared, batch, index, count)
 
-        self._keep("draw", group, count, what)
+        self._keep("draw", group, count, what, whatever_the_time=True)
+        self.rung[group.units] = "own"
 
-    def _reweight(self, group: Group) -> None:
+    def _reweight(self, group: Group) -> np.ndarray:
+        """Takes q reweighted as the answer, of those units that it returns."""
+        if not len(group.units):
+            return group.units
         target, shared, count = self.target, self.shared, self.num_samples
         candidates = reweight.candidates_for(float(np.min(group.stands.kept)))
 
@@ -171,6 +174,7 @@ class Ladder:
 
         done = self._keep("reweight", group, count * candidates, what)
         self.rung[done], self.verdict[done] = "reweight", "PASS"
+        return done
 
     def _sample(self, group: Group) -> None:
         """SMC, then HMC for as long as it changes the draws; they are taken where they have come to rest."""
@@ -201,14 +205,12 @@ class Ladder:
 
     def _place(self, group: Group, rung: str, local: Any) -> None:
         """Takes draws in the chart as the answer."""
-        target, shared, until = self.target, self.shared, self.until
+        target, shared = self.target, self.shared
 
         def what(_: Array, batch: Any, index: Array, own: AbstractOwn, local: Array) -> Array:
             return anneal.placed(target, own, shared, batch, local)
 
-        self.until = NEVER  # what was found is kept
-        self._keep("place", group, self.num_samples, what, local)
-        self.until = until
+        self._keep("place", group, self.num_samples, what, local, whatever_the_time=True)
         self.rung[group.units], self.verdict[group.units] = rung, "PASS"
 
     def _moved(self, group: Group, chains: anneal.Moved, moves: int) -> anneal.Moved | None:
@@ -219,15 +221,28 @@ class Ladder:
 
         return self._over(f"hmc {moves}", group.units, self.num_samples, go, group.own, chains)
 
-    def _keep(self, name: str, group: Group, draws: int, what: Callable[..., Array], *rows: PyTree) -> np.ndarray:
-        """Keeps draws (units, s, d), with choices where these were summed; says of which units time allowed them."""
-        target, shared = self.target, self.shared
+    def _keep(
+        self,
+        name: str,
+        group: Group,
+        draws: int,
+        what: Callable[..., Array],
+        *rows: PyTree,
+        whatever_the_time: bool = False,
+    ) -> np.ndarray:
+        """Keeps draws (units, s, d), with choices where these were summed; says of which units time allowed them.
+
+        `whatever_the_time` serves what was found already.
+        """
+        target, shared, until = self.target, self.shared, self.until
 
         def complete(key: Array, batch: Any, index: Array, *rows: Any) -> Array:
             draw_key, choice_key = jax.random.split(key)
             return anneal.completed(choice_key, target, shared, batch, index, what(draw_key, batch, index, *rows))
 
+        self.until = NEVER if whatever_the_time else until
         found = self._over(name, group.units, draws, complete, group.own, *rows)
+        self.until = until
         done = group.units[: 0 if found is None else len(found)]
         self.draws.update(zip(done.tolist(), () if found is None else found, strict=True))
         return done

@@ -21,7 +21,7 @@ from ..families.nested import Nested
 from ..frames import Frame
 from ..guide import Guide
 from ..joint.joint import Joint
-from ..joint.tree import tree_of
+from ..joint.tree import own_numbers, tree_of
 
 
 class Target(eqx.Module):
@@ -59,10 +59,7 @@ class Target(eqx.Module):
 
     def padding(self, unit: Batch) -> Bool[Array, " d"]:
         """True at numbers of elements that the unit does not have."""
-        structure = self.joint.structure.at(unit)
-        tree = tree_of(structure)
-        own = [jnp.broadcast_to(m[..., None], tree.shape(i)) for i, m in enumerate(tree.masks(structure, unit))]
-        return ~tree.join([jnp.ravel(x).reshape(tree.shape(i)) for i, x in enumerate(own)])
+        return ~own_numbers(self.joint.structure, unit)
 
     def _padded(self, local: Array, unit: Batch) -> Array:
         """What the numbers of padding add to every log density."""
@@ -90,10 +87,15 @@ class Target(eqx.Module):
 
     def draw(self, key: Array, context: Context, shared: Array, unit: Batch) -> tuple[Array, Array]:
         """A draw of the guide's q at a context, and its log density."""
+        padding_key, key = jax.random.split(key) if self._pads else (key, key)
         local, log_q = self.guide.sample_local(key, context, shared, unit, self.joint)
         if self._sums:
             return local[:-1], self.guide_log_prob(local[:-1], context, shared, unit)
-        return local, log_q + self._padded(local, unit) if self._pads else log_q
+        if not self._pads:
+            return local, log_q
+        noise = self.prior_frame(unit).place(jax.random.normal(padding_key, local.shape))  # the guide's has no spread
+        local = jnp.where(self.padding(unit), noise, local)
+        return local, log_q + self._padded(local, unit)
 
     def guide_log_prob(self, local: Array, context: Context, shared: Array, unit: Batch) -> Array:
         """log q of the guide at a context."""

@@ -119,7 +119,7 @@ def _sampled(
     facts: list[tuple[float, ...]] = []
     fixed = jnp.asarray(False)
     most = min(MOST_BLOCKS, max(LOOK, MOST_BYTES // (4 * BLOCK * CHAINS * problem.size)))
-    wanted = LOOK
+    wanted, own = LOOK, problem.own()
     while True:
         chains, drawn = block(problem, chains, jax.random.fold_in(key, len(kept)), fixed, fixed)
         kept.append(_flat(drawn.placed))
@@ -130,7 +130,7 @@ def _sampled(
         if len(kept) < wanted and not over:
             continue
         draws = np.concatenate(kept)
-        rhat, ess = judged(draws)
+        rhat, ess = judged(draws[..., own])
         if over or (rhat <= LARGEST_RHAT and ess >= goal):
             break
         wanted = next_blocks(len(kept), ess, goal, rhat)
