@@ -256,8 +256,8 @@ MUTATIONS = (
     Mutation(
         "held-out units in the standardisation",
         "fitting.py",
-        "initialise(plan, to_batch(training), init_key)",
-        "initialise(plan, to_batch(found), init_key)",
+        "_first_pair(plan, training, init_key)",
+        "_first_pair(plan, found, init_key)",
         "reliability/test_training_data.py",
         "standardisation",
     ),
