@@ -89,8 +89,9 @@ class Mixture(AbstractFamily):
         self, noise: Float[Array, " noise"], component: Component, context: Context
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """The draw of `component` (may be traced), and its log density under the whole mixture in nats."""
-        member = jax.tree.map(lambda x: x[component] if eqx.is_array(x) else x, self.members)
-        value = self.locations.value[component] + member.sample_and_log_prob(noise, 0, context)[0]
+        # All members at this noise: weights of one, picked draw by draw, would be copied for each of a million draws.
+        each = eqx.filter_vmap(lambda member: member.sample_and_log_prob(noise, 0, context)[0])(self.members)
+        value = (self.locations.value + each)[component]
         return value, self.log_prob(value, context)
 
     def log_prob(self, value: Float[Array, " d"], context: Context) -> Float[Array, ""]:
