@@ -18,11 +18,12 @@ from .joint.structure import Structure
 
 
 def check_slots(recipes: Mapping[str, Any]) -> None:
-    """Every argument of `amortize` that takes a recipe must have one of its own."""
+    """Every argument of `amortize` that takes a recipe must have one of its own; a user's own recipes go anywhere."""
     from .recipes import RECIPES
 
     for slot, given in recipes.items():
-        if given is None or (isinstance(given, Recipe) and slot in given.slots):
+        foreign = isinstance(given, Recipe) and type(given) not in RECIPES.values()
+        if given is None or foreign or (isinstance(given, Recipe) and slot in given.slots):
             continue
         fitting = ", ".join(f"am.{name}()" for name, recipe in RECIPES.items() if slot in recipe.slots)
         if isinstance(given, Recipe):

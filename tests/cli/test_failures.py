@@ -176,7 +176,7 @@ def test_what_nobody_foresaw_is_one_line_and_debug_has_the_rest(workplace, tmp_p
     def broken(*arguments, **options):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(answer, "_read", broken)
+    monkeypatch.setattr(answer, "opened", broken)
     refused(sample(workplace, tmp_path), "ZeroDivisionError: surprise (unexpected; --debug shows where")
     result = sample(workplace, tmp_path, flags=["--debug"])
     assert result.exit_code == 1

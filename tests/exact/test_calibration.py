@@ -254,7 +254,7 @@ def test_the_report_has_it_all():
     plan = am.amortize(planted.lengths, units, plate="unit")
     record = am.Record(len(units), 0, len(units), 0.0, "", 0)
     report = am.Posterior(plan, joint, guide, record, None).check(
-        units, key=jax.random.key(0), checks=am.Checks(num_samples=100, simulated_units=400)
+        units, key=jax.random.key(0), checks=am.Checks(num_samples=100, simulated_units=400, gap_units=0)
     )
     assert {"sbc", "coverage"} <= {reason.code for reason in report.reasons}
     assert report.verdict == "FAIL"
