@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.infer.reparam import LocScaleReparam
 
 import amortax as am
-from amortax.models import item_response, radon
+from amortax.models import item_response, radon, stochastic_volatility
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -32,6 +33,7 @@ class Case:
     values: Callable[[dict], dict]  # of the model's sites, under the names of the reference
     plan: dict = dataclasses.field(default_factory=dict)
     fit: dict = dataclasses.field(default_factory=dict)
+    decentred: dict = dataclasses.field(default_factory=dict)  # sites that NUTS has without their location and scale
 
 
 def case_radon():
@@ -159,6 +161,22 @@ def case_irt_2pl():
     )
 
 
+def case_stochastic_volatility():
+    folder = SHARED / "data/inference_gym/stochastic_volatility_sp500_small"
+    returns = np.load(folder / "data.npz")["centered_returns"].astype(np.float32)[None]
+    known = np.load(folder / "reference.npz")
+    names = ("log_volatility", "mean_log_volatility", "white_noise_shock_scale", "persistence_of_volatility")
+    return Case(
+        stochastic_volatility.one,
+        am.units({"returns": returns}, name="series"),
+        "series",
+        lambda: {n: (known[f"mean__{n}"], known[f"sd__{n}"]) for n in names},
+        lambda v: v,
+        plan={"shared_family": am.coupling(4)},
+        fit={"num_steps": 3000, "objective": am.ELBO(num_particles=16)},
+    )
+
+
 def case_eight_schools():
     from references import read_reference
     from targets import eight_schools
@@ -171,7 +189,8 @@ def case_eight_schools():
         known = read_reference(path)
         return arrays({name: x for name, x in known.items() if name in ("mu", "tau") or name.startswith("theta[")})
 
-    return Case(eight_schools, units, "school", reference, lambda v: v, fit={"num_steps": 2000})
+    decentred = {"theta": LocScaleReparam(0.0)}
+    return Case(eight_schools, units, "school", reference, lambda v: v, fit={"num_steps": 2000}, decentred=decentred)
 
 
 def arrays(known):

@@ -22,6 +22,7 @@ BLOCK = 50  # steps between two visits to the host
 WINDOWS = (1, 1, 2, 2)  # blocks after which the metric is learned anew; after the last it stays
 LEARNING_RATE = 0.05  # of the logarithm of the trajectory length
 ACCEPTANCE = 0.75  # of trajectories; ChEES' own 0.65 leaves more divergences in a scale's tail
+CAREFUL = 0.9  # the same of a second attempt
 LONGEST = 256  # leapfrog steps of one trajectory
 FIRST_LENGTH = 1.5  # of a trajectory in units of the metric: near a quarter of a normal's period, with jitter
 
@@ -51,11 +52,17 @@ class Chains(NamedTuple):
     adaptation: Any
     moments: Moments
     metric: Float[Array, " size"]
+    wanted: Float[Array, ""]  # acceptance of trajectories
 
 
 @eqx.filter_jit
-def first(problem: Any, candidates: Float[Array, "candidates size"], count: int) -> Chains:
-    """`count` chains at those candidates where the density is finite, as far as there are so many."""
+def first(
+    problem: Any, candidates: Float[Array, "candidates size"], count: int, wanted: Float[Array, ""] | float = ACCEPTANCE
+) -> Chains:
+    """`count` chains at those candidates where the density is finite, as far as there are so many.
+
+    **Arguments**: `wanted` acceptance of trajectories, an array where one program serves all.
+    """
     from blackjax.mcmc import dynamic_hmc
 
     def at(position: Array) -> Any:
@@ -66,7 +73,7 @@ def first(problem: Any, candidates: Float[Array, "candidates size"], count: int)
     rows = jnp.argsort(~(jnp.isfinite(states.logdensity) & slope), stable=True)[:count]
     size = candidates.shape[1]
     state = jax.tree.map(lambda x: x[rows], states)
-    return _strong(Chains(state, _restarted(0.5 / size**0.25), _no_moments(size), jnp.ones(size)))
+    return _strong(Chains(state, _restarted(0.5 / size**0.25), _no_moments(size), jnp.ones(size), jnp.asarray(wanted)))
 
 
 class Drawn(NamedTuple):
@@ -81,7 +88,7 @@ class Drawn(NamedTuple):
 @eqx.filter_jit
 def block(problem: Any, chains: Chains, key: Array, adapts: Array, ends: Array) -> tuple[Chains, Drawn]:
     """The chains after a block of steps, and these; they adapt, or not; where a window ends, to a new metric."""
-    _, update = _adaptation()
+    _, update = _adaptation(chains.wanted)
 
     def step(chains: Chains, key: Array) -> tuple[Chains, Drawn]:
         adaptation = chains.adaptation
@@ -92,7 +99,7 @@ def block(problem: Any, chains: Chains, key: Array, adapts: Array, ends: Array) 
         updated = jax.tree.map(lambda new, old: jnp.where(adapts, new, old), updated, adaptation)
         placed = jax.vmap(problem.place)(state.position)
         found = Drawn(placed, info.is_divergent, info.acceptance_rate, info.num_integration_steps)
-        return _strong(Chains(state, updated, moments, chains.metric)), found
+        return _strong(chains._replace(state=state, adaptation=updated, moments=moments)), found
 
     chains, found = jax.lax.scan(step, chains, jax.random.split(key, BLOCK))
     renewed = chains._replace(
@@ -146,11 +153,11 @@ def _jitter(index: Int[Array, ""]) -> Float[Array, ""]:
     return jnp.asarray(dynamic_hmc.halton_sequence(index, 10))
 
 
-def _adaptation() -> tuple[Callable, Callable]:
+def _adaptation(wanted: Any = ACCEPTANCE) -> tuple[Callable, Callable]:
     import optax
     from blackjax.adaptation import chees_adaptation
 
-    return chees_adaptation.base(_jitter, lambda index: index + 1, optax.adam(LEARNING_RATE), ACCEPTANCE, 0.5, LONGEST)
+    return chees_adaptation.base(_jitter, lambda index: index + 1, optax.adam(LEARNING_RATE), wanted, 0.5, LONGEST)
 
 
 def _restarted(step_size: float | Array) -> Any:

@@ -208,10 +208,21 @@ def _shape(guide: Guide, key: Array) -> tuple[Array, Array]:
         return jnp.zeros(0), jnp.zeros(0)
     size = guide.shared.family.size
     draws, _ = shared_draws(key, guide, max(SHAPING_DRAWS, 2 * size) if size <= DENSE else SHAPING_DRAWS)
-    found = np.asarray(draws, np.float64)
-    found = found[np.all(np.isfinite(found), axis=1)]
+    return _spread(np.asarray(draws, np.float64))
+
+
+def _spread(draws: np.ndarray) -> tuple[Array, Array]:
+    """Mean, and factor of the covariance or sds, of draws (n, g)."""
+    found, size = draws[np.all(np.isfinite(draws), axis=1)], draws.shape[1]
     center, sd = found.mean(axis=0), found.std(axis=0)
     if size > DENSE:
         return jnp.asarray(center, jnp.float32), jnp.asarray(sd, jnp.float32)
     covariance = np.cov(found.T).reshape(size, size) + 1e-6 * np.diag(sd**2)
     return jnp.asarray(center, jnp.float32), jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)
+
+
+def reshaped(coordinates: Coordinates, shared: np.ndarray) -> Coordinates:
+    """The same with globals placed by the mean and covariance of other draws (n, g) of them."""
+    if len(shared) <= 2 * shared.shape[1] or not np.all(shared.std(axis=0) > 0):
+        return coordinates
+    return _centred(eqx.tree_at(lambda c: (c.center, c.factor), coordinates, _spread(np.asarray(shared, np.float64))))

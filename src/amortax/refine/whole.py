@@ -2,7 +2,9 @@
 
 The guide places the density near a standard normal (`coordinates`), many chains start at its draws (`chains`), and
 blocks follow until every number's rank-normalised split R-hat and effective size are good, or the time is over
-(Vehtari et al. 2021, arXiv 1903.08008). What is not good enough is not accepted, and the reason says why.
+(Vehtari et al. 2021, arXiv 1903.08008). Where a first attempt of moderate length isn't good enough, its draws say
+better than q where the globals are: a second one has their mean and covariance, and smaller steps. What is not good
+enough then is not accepted, and the reason says why.
 
 Learned parameters θ of the model stay as they are. Discrete locals are summed by the joint's density.
 """
@@ -23,14 +25,14 @@ from ..data import Units
 from ..guide import Guide
 from ..intake import to_batch
 from ..joint.joint import Joint
-from .chains import BLOCK, Chains, block, first, warm_blocks
-from .coordinates import Coordinates, coordinates_of
+from .chains import ACCEPTANCE, BLOCK, CAREFUL, Chains, block, first, warm_blocks
+from .coordinates import Coordinates, coordinates_of, reshaped
 
 CHAINS = 16
 LARGEST_RHAT, LEAST_ESS, MOST_DIVERGENT = 1.02, 400.0, 0.002  # of an accepted answer
 GOAL_ESS = 1000.0  # at which sampling stops: means good to 0.03 sd
 MOST_BYTES = 1 << 30  # of kept draws
-MOST_BLOCKS = 80
+FIRST_BLOCKS, MOST_BLOCKS = 20, 80  # of a first attempt, and of a second
 LOOK = 4  # blocks before the first look, and steps of how many blocks are judged
 TOGETHER = 256  # numbers judged at once
 LARGEST = 10_000  # dimensions
@@ -76,17 +78,47 @@ def whole_draws(
     begun = time.perf_counter()
     if why := refusal(joint, guide, training):
         return _nothing(joint, training, why, begun)
-    shape_key, start_key, warm_key, draw_key = jax.random.split(key, 4)
+    shape_key, *keys = jax.random.split(key, 3)
     problem, order = coordinates_of(joint, guide, training, CHAINS, shape_key)
-    chains = first(problem, problem.start(start_key, 4 * CHAINS), CHAINS)
+    limits = Limits(begun, seconds, goal, FIRST_BLOCKS)
+    found = _attempt(problem, order, keys[0], limits)
+    if found is None:
+        why = f"the {seconds:g} s ended while the chains were adapting; give more seconds"
+        return _nothing(joint, training, why, begun)
+    if not found.accepted and not limits.over:
+        longer = dataclasses.replace(limits, most=MOST_BLOCKS)
+        return _attempt(reshaped(problem, found.shared), order, keys[1], longer, CAREFUL) or found
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How long chains go on: seconds since `begun` (of `time.perf_counter`), wanted effective size, most blocks."""
+
+    begun: float
+    seconds: float
+    goal: float
+    most: int
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is."""
+        return time.perf_counter() - self.begun > self.seconds
+
+
+def _attempt(
+    problem: Coordinates, order: np.ndarray, key: Array, limits: Limits, acceptance: float = ACCEPTANCE
+) -> WholeDraws | None:
+    """Draws of chains that adapted first, or None where the time ended before they had."""
+    start_key, warm_key, draw_key = jax.random.split(key, 3)
+    chains = first(problem, problem.start(start_key, 4 * CHAINS), CHAINS, jnp.asarray(acceptance))
     for number, ends in enumerate(warm_blocks()):
         block_key = jax.random.fold_in(warm_key, number)
         chains, _ = block(problem, chains, block_key, jnp.asarray(True), jnp.asarray(ends))
         jax.block_until_ready(chains.metric)
-        if time.perf_counter() - begun > seconds:
-            why = f"the {seconds:g} s ended while the chains were adapting; give more seconds"
-            return _nothing(joint, training, why, begun)
-    return _sampled(problem, chains, order, draw_key, begun=begun, seconds=seconds, goal=goal)
+        if limits.over:
+            return None
+    return _sampled(problem, chains, order, draw_key, limits)
 
 
 def refusal(joint: Joint, guide: Guide, training: Units) -> str:
@@ -112,13 +144,11 @@ def _nothing(joint: Joint, training: Units, why: str, begun: float) -> WholeDraw
     return WholeDraws(shared, local, math.nan, 0.0, 0, math.nan, 0, spent, accepted=False, reason=why)
 
 
-def _sampled(
-    problem: Coordinates, chains: Chains, order: np.ndarray, key: Array, *, begun: float, seconds: float, goal: float
-) -> WholeDraws:
+def _sampled(problem: Coordinates, chains: Chains, order: np.ndarray, key: Array, limits: Limits) -> WholeDraws:
     kept: list[np.ndarray] = []
     facts: list[tuple[float, ...]] = []
     fixed = jnp.asarray(False)
-    most = min(MOST_BLOCKS, max(LOOK, MOST_BYTES // (4 * BLOCK * CHAINS * problem.size)))
+    most = min(limits.most, max(LOOK, MOST_BYTES // (4 * BLOCK * CHAINS * problem.size)))
     wanted, own = LOOK, problem.own()
     while True:
         chains, drawn = block(problem, chains, jax.random.fold_in(key, len(kept)), fixed, fixed)
@@ -126,19 +156,19 @@ def _sampled(
         facts.append(
             (float(jnp.sum(drawn.divergent)), float(jnp.mean(drawn.acceptance)), float(jnp.sum(drawn.gradients[:, 0])))
         )
-        over = time.perf_counter() - begun > seconds or len(kept) >= most
+        over = limits.over or len(kept) >= most
         if len(kept) < wanted and not over:
             continue
         draws = np.concatenate(kept)
         rhat, ess = judged(draws[..., own])
-        if over or (rhat <= LARGEST_RHAT and ess >= goal):
+        if over or (rhat <= LARGEST_RHAT and ess >= limits.goal):
             break
-        wanted = next_blocks(len(kept), ess, goal, rhat)
+        wanted = next_blocks(len(kept), ess, limits.goal, rhat)
     divergent, acceptance, gradients = np.array(facts).T
     why = shortcoming(rhat, ess, divergent.sum() / (len(draws) * CHAINS))
     flat = np.moveaxis(draws, 1, 0).reshape(-1, problem.size)
     shared, local = _parted(problem, flat, order)
-    spent = time.perf_counter() - begun
+    spent = time.perf_counter() - limits.begun
     numbers = (rhat, ess, int(divergent.sum()), float(acceptance.mean()), int(gradients.sum()), spent)
     return WholeDraws(shared, local, *numbers, accepted=not why, reason=why)
 
