@@ -262,5 +262,5 @@ def test_the_report_has_it_all():
     assert "certifies q of the locals given the globals" in report.about["calibration"]
     again = type(report).from_json(report.to_json())
     np.testing.assert_array_equal(again.tables["ranks"]["z"], report.tables["ranks"]["z"])
-    assert "Coverage of 90% intervals" in str(report)
-    assert "coverage" in report.to_html()
+    assert "coverage" in str(report)
+    assert "Coverage of 90% intervals" in report.to_html()
