@@ -8,8 +8,8 @@ seconds of `refine` and of NumPyro's NUTS (four vectorized chains, as long as th
 with compiling and without.
 
 Effective draws of `refine` are those by which its means differ between keys: S over the mean, over all parameters, of
-S var(mean) / sd². Those of NUTS are averaged over parameters in the same way. NUTS samples the same density in the
-model's own numbers, but eight schools without the funnel (LocScaleReparam).
+S var(mean) / sd², at most S; with few keys, a rough number. Those of NUTS are averaged over parameters in the same way.
+NUTS samples the same density in the model's own numbers, but eight schools without the funnel (LocScaleReparam).
 """
 
 import argparse
@@ -50,7 +50,7 @@ def means_and_sds(values, reference):
 def effective(runs):
     """Draws by which the means of runs (keys, 2, parameters) differ."""
     means, sds = np.moveaxis(np.array(runs), 1, 0)
-    return 1.0 / np.mean(means.var(axis=0, ddof=1) / np.mean(sds**2, axis=0))
+    return min(SAMPLES, 1.0 / np.mean(means.var(axis=0, ddof=1) / np.mean(sds**2, axis=0)))
 
 
 def told(name, refined):

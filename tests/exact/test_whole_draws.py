@@ -15,8 +15,9 @@ import amortax as am
 from amortax.families.base import free_log_scale
 from amortax.intake import conform, to_batch
 from amortax.refine import globals as rungs
-from amortax.refine.chains import BLOCK
-from amortax.refine.coordinates import coordinates_of
+from amortax.refine import whole
+from amortax.refine.chains import ACCEPTANCE, BLOCK
+from amortax.refine.coordinates import coordinates_of, reshaped
 from amortax.refine.whole import CHAINS, LEAST_ESS, judged, next_blocks, refusal, shortcoming, whole_draws
 from amortax.train.initialise import initialise
 
@@ -215,3 +216,57 @@ def test_no_time_and_too_many_numbers_are_told():
     many = units.take(np.zeros(10_000, int))
     assert "10001 numbers together" in refusal(joint, guide, many)
     assert whole_draws(joint, guide, many, key=jax.random.key(0)).local.shape == (0, 10_000, 1)
+
+
+def test_a_second_attempt_is_made_where_the_first_is_too_short(monkeypatch):
+    """And is exact; draws of the first place the globals."""
+    monkeypatch.setattr(whole, "FIRST_BLOCKS", 1)
+    shapes = []
+
+    def seen(problem, shared):
+        shapes.append(shared.shape)
+        return reshaped(problem, shared)
+
+    monkeypatch.setattr(whole, "reshaped", seen)
+    x = simulated()
+    joint, guide, units = placed(x, shift=1.0, scale=0.3)
+    found = whole_draws(joint, guide, units, key=jax.random.key(1))
+    assert shapes == [(BLOCK * CHAINS, 1)]
+    assert found.accepted
+    assert found.acceptance > ACCEPTANCE
+    of_theta, of_z = exact(x)
+    ess = min(found.ess_min, len(found.shared))
+    assert agrees(found.shared[:, 0], *of_theta, ess)
+    assert agrees(found.local[:, :, 0], *of_z, ess)
+
+
+def test_what_places_globals_changes_no_density():
+    x = simulated()
+    joint, guide, units = placed(x, shift=1.0, scale=0.3)
+    problem, order = coordinates_of(joint, guide, units, 2, jax.random.key(0))
+    draws = 3.0 + 2.0 * np.random.default_rng(0).standard_normal((500, 1))
+    again = reshaped(problem, draws)
+    np.testing.assert_allclose(again.factor[0, 0], draws.std(ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(again.center, draws.mean(axis=0), rtol=1e-5)
+    assert_same_density(again, order, to_batch(units))
+    assert reshaped(problem, draws[:2]) is problem
+
+
+@pytest.mark.parametrize(
+    ("k", "ess", "draws", "error", "rung", "rounds", "fallback"),
+    [
+        (0.1, 1995.0, 2000.0, 0.0, "encoder", 1, "reweight"),
+        (0.2, 1500.0, 2000.0, 0.0, "reweight", 4, "reweight"),
+        (0.2, 200.0, 2000.0, 0.0, "hmc", 6, "fail"),
+        (0.4, 1500.0, 2000.0, 0.0, "hmc", 1, "reweight"),  # a tail: sds would be short
+        (0.9, 1500.0, 2000.0, 0.0, "hmc", 1, "fail"),
+        (0.2, 1500.0, 2000.0, 0.7, "hmc", 1, "fail"),
+        (math.nan, math.nan, 2000.0, 0.0, "hmc", 1, "fail"),
+    ],
+)
+def test_weights_with_a_tail_are_the_last_resort(k, ess, draws, error, rung, rounds, fallback):
+    names = ("pareto_k", "ess", "draws", "error_nats", "k_limit")
+    numbers = {f"globals_{n}": x for n, x in zip(names, (k, ess, draws, error, 0.7), strict=True)}
+    assert rungs.weighted_rung(numbers) == rung
+    assert rungs.rounds_needed(numbers) == rounds
+    assert rungs.fallback_rung(numbers) == fallback
