@@ -176,6 +176,8 @@ def main():
     parser.add_argument("--saved", help="folder of trained posteriors")
     parser.add_argument("--keys", type=int, default=5)
     given = parser.parse_args()
+    if given.keys < 2:
+        parser.error("--keys: two or more, by whose spread draws are counted")
     print(
         "| case | parameters | within 0.1 sd and 10% | worst mean [sd] | sd ratios |\n|---|---|---|---|---|", flush=True
     )
