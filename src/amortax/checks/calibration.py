@@ -61,7 +61,8 @@ def calibrate(joint: Joint, guide: Guide, data: Units, *, key: Array, checks: Ch
     has another number of values than there are units.
     """
     if why := _left_out(joint, guide, checks):
-        cannot = joint.structure.cannot_simulate if checks.simulated_units else ""
+        asked = checks.simulated_units and (guide.local is not None or joint.structure.summed)
+        cannot = joint.structure.cannot_simulate if asked else ""
         return Calibration({}, [unchecked(cannot)] if cannot else [], {}, why)
     _refuse_few(checks)
     slices = slices_of(data, joint.structure, checks)
