@@ -16,28 +16,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "exact"))
 from conjugate import LinearGaussian, normal_kl, normals_of
+from shifted import model, units
 
 import amortax as am
 
 KINDS = {"latents x10": (10.0, 1.0), "latents x6": (6.0, 1.0), "inputs x10": (1.0, 10.0), "like training": (1.0, 1.0)}
-
-
-def model(x, weight, mean, noise):
-    with numpyro.plate("unit", x.shape[0]):
-        z = numpyro.sample("z", dist.Normal(0, 1).expand([weight.shape[1]]).to_event(1))
-        numpyro.sample("x", dist.Normal(z @ weight.T + mean, noise).to_event(1), obs=x)
-
-
-def far(exact, rng, count, latents, inputs):
-    """Units whose latents or inputs are as many times as large."""
-    z = latents * rng.standard_normal((count, exact.weight.shape[1]))
-    x = z @ exact.weight.T + exact.mean + exact.noise * rng.standard_normal((count, len(exact.mean)))
-    return (inputs * x).astype(np.float32)
 
 
 def from_draws(draws, exact, x):
@@ -57,7 +43,7 @@ def main():
     bound = functools.partial(model, weight=exact.weight, mean=exact.mean.astype(np.float32), noise=exact.noise)
     posterior = am.fit(am.amortize(bound, data, plate="unit"), data, key=jax.random.key(0), num_steps=1500)
     for number, (name, (latents, inputs)) in enumerate(KINDS.items()):
-        x = far(exact, np.random.default_rng(10 + number), arguments.units, latents, inputs)
+        x = units(exact, np.random.default_rng(10 + number), arguments.units, latents, inputs)
         before = normal_kl(*normals_of(posterior, {"x": x}), *exact.posterior(x))
         began, cpu = time.perf_counter(), time.process_time()
         refined = posterior.refine({"x": x}, key=jax.random.key(1), num_samples=arguments.samples)

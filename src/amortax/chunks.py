@@ -60,6 +60,11 @@ def bucketed(data: Units) -> Units:
     return _trimmed(data, lengths).padded(len(data), lengths)
 
 
+def evenly(size: int, most: int) -> np.ndarray:
+    """At most so many of `size` places, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
+
+
 def draws_per_call(data: Units, structure: Structure, draws: int) -> int:
     """Draws of one unit that fit the memory bound together."""
     return max(1, min(draws, BYTES // bytes_per_draw(data, structure)))

@@ -125,7 +125,7 @@ def compare(first: Posterior, second: Posterior, data: Any, *, key: Array, num_s
     for posterior in (first, second):
         if not isinstance(posterior, Posterior):
             raise DataError(f"compare(first, second, data): expected two posteriors, got {posterior!r}")
-        posterior.refuse_beliefs("compare")
+        posterior.refuse_unjudgeable("compare")
     if difference := first.plan.structure.difference(second.plan.structure):
         raise DataError(f"compare: the posteriors are of different models, {difference}; give two of one model")
     plate, units = first.plan.structure.plate, (first.answerable(data), second.answerable(data))

@@ -125,7 +125,7 @@ class Guide(eqx.Module):
         assert self.local is not None
         if self.local.family.num_components == 1:
             return jnp.zeros(1)
-        return self.local.family.log_shares(self._frame(context, shared, unit, joint)[1])
+        return self.local.family.log_shares(self.frame_given(context, shared, unit, joint)[1])
 
     @property
     def draws_choice(self) -> bool:
@@ -205,7 +205,7 @@ class Guide(eqx.Module):
         self, noise: Array, component: Component, context: Context, shared: Array, unit: Batch, joint: Joint
     ) -> tuple[Array, Array]:
         assert self.local is not None
-        frame, told = self._frame(context, shared, unit, joint)
+        frame, told = self.frame_given(context, shared, unit, joint)
         free, log_q = self.local.family.sample_and_log_prob(noise, component, told)
         return frame.place(free), log_q - frame.log_det
 
@@ -234,7 +234,7 @@ class Guide(eqx.Module):
             return log_choice + self.local_log_prob(numbers, context, shared, unit.at(choice), joint)
         if self.local is None:
             return jnp.zeros(())
-        frame, told = self._frame(context, shared, unit, joint)
+        frame, told = self.frame_given(context, shared, unit, joint)
         return self.local.family.log_prob(frame.take(local), told) - frame.log_det
 
     def place_locals(
@@ -268,7 +268,8 @@ class Guide(eqx.Module):
         parts = zip(tree.split(numbers), tree.elementwise(frame.center), tree.elementwise(frame.factor), strict=True)
         return tree.by_level([(x - c) / s for x, c, s in parts])
 
-    def _frame(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[AbstractFrame, Context]:
+    def frame_given(self, context: Context, shared: Array, unit: Batch, joint: Joint) -> tuple[AbstractFrame, Context]:
+        """Where one unit's numbers live given the globals, and what their family is told."""
         frame = self.fixed_frame(unit)
         if unit.choice is not None:
             context = (*context, codes_of(joint.structure, jnp.asarray(unit.choice)))

@@ -42,6 +42,10 @@ class UnitNumbers(eqx.Module):
     iw_elbo_variance: Float[Array, "units r"]
 
 
+FLAT, FLAT_K_LIMIT = 0.01, 2.0  # of χ² = S/ESS - 1, where no mean is off by 0.1 sd; of k-hat, where no mode is missed
+LARGEST_ERROR = 0.5  # nats, of a log weight of the globals
+
+
 @eqx.filter_jit
 def shared_draws(key: Array, guide: Guide, count: int) -> tuple[Float[Array, "r g"], Float[Array, " r"]]:
     """R draws of the globals and their log q."""

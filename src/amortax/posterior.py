@@ -91,7 +91,7 @@ class Posterior(eqx.Module):
 
         **Returns** an `xarray.Dataset` as `sample` does.
         """
-        self.refuse_beliefs("predict")
+        self.refuse_unjudgeable("predict")
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         place = found if at is None else place_of(at, found, self.joint)
@@ -134,7 +134,7 @@ class Posterior(eqx.Module):
 
         **Raises** `DataError` for fewer draws than a k-hat needs.
         """
-        self.refuse_beliefs("evidence")
+        self.refuse_unjudgeable("evidence")
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         import xarray
@@ -160,7 +160,7 @@ class Posterior(eqx.Module):
 
         **Returns** a `Report`: verdict first, reasons, a table with one row per unit.
         """
-        self.refuse_beliefs("check")
+        self.refuse_unjudgeable("check")
         from .checks.check import check  # what only this verb needs would take 2% of an import of amortax
         from .checks.options import Checks
 
@@ -193,7 +193,7 @@ class Posterior(eqx.Module):
         """
         from .repair import refine
 
-        self.refuse_beliefs("refine")
+        self.refuse_unjudgeable("refine")
         check_key(key)
         num_samples, found = whole_number("num_samples", num_samples), self.answerable(data)
         known = self.training_units(found, training)
@@ -223,10 +223,11 @@ class Posterior(eqx.Module):
             )
         return None
 
-    def refuse_beliefs(self, verb: str) -> None:
-        """Raises `GuideError` where q is no posterior of a unit but the beliefs of its steps.
+    def refuse_unjudgeable(self, verb: str) -> None:
+        """Refuses what needs a posterior of a unit and its density.
 
-        And `ModelError` where the model has no density by which to judge q, nor a sampler to predict with.
+        **Raises** `GuideError` where q is the beliefs of a unit's steps, `ModelError` where the model has no density by
+        which to judge q, nor a sampler to predict with.
         """
         if why := self._structure.no_density:
             raise ModelError(

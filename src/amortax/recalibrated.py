@@ -242,7 +242,7 @@ def recalibrate(
 
 
 def _refuse(posterior: Posterior) -> None:
-    posterior.refuse_beliefs("recalibrate")
+    posterior.refuse_unjudgeable("recalibrate")
     structure, guide = posterior.plan.structure, posterior.guide
     if structure.cannot_simulate:
         raise ModelError(

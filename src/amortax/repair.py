@@ -54,13 +54,13 @@ def _globals(
     joint: Joint, guide: Guide, training: Units | None, num_samples: int, key: Array
 ) -> tuple[Array, RepairedGlobals | None]:
     """(draws of the globals, what was done to them); those of `sample` where nothing was."""
+    whole = None
     if training is not None and guide.shared is not None:
         repair_key = jax.random.fold_in(key, 3)
         whole = repaired_globals(joint, guide, training, num_samples=num_samples, key=repair_key)
         if whole.rung in ("reweight", "hmc"):
             return jnp.asarray(whole.shared, jnp.result_type(float)), whole
-        return answer.draw_shared(guide, answer.split_keys(key)[0], num_samples), whole
-    return answer.draw_shared(guide, answer.split_keys(key)[0], num_samples), None
+    return answer.draw_shared(guide, answer.split_keys(key)[0], num_samples), whole
 
 
 def _jointly(whole: RepairedGlobals | None, data: Units, training: Units | None) -> Repaired | None:

@@ -92,7 +92,7 @@ def spread(posteriors: Sequence[Any], data: Any, *, key: Array, num_samples: int
         raise DataError("spread: give a list of two or more posteriors of one model, fitted with different keys")
     first = posteriors[0]
     for number, posterior in enumerate(posteriors):
-        posterior.refuse_beliefs("spread")
+        posterior.refuse_unjudgeable("spread")
         if difference := first.plan.structure.difference(posterior.plan.structure):
             raise DataError(f"spread: posterior {number} is of another model than posterior 0: {difference}")
     draw_key, bound_key = jax.random.split(key)

@@ -97,7 +97,7 @@ def test_the_told_head_keeps_the_prior_frame_and_tells_the_globals():
     unit, context = jax.tree.map(lambda x: x[0], (batch, guide.encode(batch)))
     placed = []
     for mu in (0.0, 3.0):
-        frame, told = guide._frame(context, jnp.asarray([mu]), unit, joint)
+        frame, told = guide.frame_given(context, jnp.asarray([mu]), unit, joint)
         np.testing.assert_array_equal(frame.center, guide.local.whitening.value["center"])
         np.testing.assert_array_equal(np.concatenate(told[:-1]), np.concatenate(context))
         placed.append(told[-1])
@@ -193,7 +193,7 @@ def test_hard_likelihoods_give_finite_frames_and_gradients(model):
     @eqx.filter_value_and_grad(has_aux=True)
     def frames(guide, shared):
         contexts = guide.encode(batch)
-        frame, told = jax.vmap(lambda c, u: guide._frame(c, shared, u, joint))(contexts, batch)
+        frame, told = jax.vmap(lambda c, u: guide.frame_given(c, shared, u, joint))(contexts, batch)
         return jnp.sum(jnp.tanh(frame.center)) + jnp.sum(jax.vmap(lambda f: f.log_det)(frame)) + sum(
             map(jnp.sum, told)
         ), frame

@@ -126,7 +126,7 @@ def normals_of(posterior, data, shared=None):
     shared = jnp.zeros(joint.shared_size) if shared is None else jnp.asarray(shared)
 
     def one(context, unit):
-        frame, told = guide._frame(context, shared, unit, joint)
+        frame, told = guide.frame_given(context, shared, unit, joint)
 
         def standardize(value):
             return guide.local.family.standardize(frame.take(value), told)

@@ -201,7 +201,7 @@ def test_the_newton_step_starts_at_the_units_own_point():
     theta, unit = 0.4, Batch({"y": jnp.asarray(3)}, {}, {}, rows=jnp.asarray(0))
     row = jnp.zeros_like(guide.encoder.own_rows[0])
     for point in (0.5, 1.0):
-        frame, _ = guide._frame((row.at[0].set(point),), jnp.array([theta]), unit, joint)
+        frame, _ = guide.frame_given((row.at[0].set(point),), jnp.array([theta]), unit, joint)
         precision = 1 + np.exp(point)
         step = (theta - point + 3 - np.exp(point)) / precision
         np.testing.assert_allclose(frame.center, [point + step], rtol=1e-5)

@@ -345,7 +345,7 @@ def test_plates_beside_each_other_are_branches_of_one_tree(model, data):
 
     @eqx.filter_jit
     def facts(guide):
-        frame, _ = guide._frame(tuple(x[0] for x in guide.encode(batch)), shared, unit, joint)
+        frame, _ = guide.frame_given(tuple(x[0] for x in guide.encode(batch)), shared, unit, joint)
         center = frame.place(jnp.zeros(joint.local_size))
         jacobian = jax.jacobian(frame.place)(jnp.zeros(joint.local_size))
         return jacobian, jax.grad(log_p)(center), jax.hessian(log_p)(center)

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._types import Batch
-from ..chunks import chunks
+from ..chunks import chunks, evenly
 from ..data import Units
 from ..guide import Guide
 from ..importance import shared_draws
@@ -73,7 +73,7 @@ def activity(joint: Joint, guide: Guide, data: Units, *, key: Array, most_units:
         return Activity({}, [], {})
     if "improper prior" in joint.structure.cannot_simulate:
         return Activity({}, [], {}, joint.structure.cannot_simulate)
-    data = data.take(np.unique(np.linspace(0, len(data) - 1, min(len(data), most_units)).round().astype(int)))
+    data = data.take(evenly(len(data), most_units))
     shared, _ = shared_draws(jax.random.fold_in(key, 0), guide, GLOBAL_DRAWS)
     each, structure = _moments(joint, guide, data, shared, jax.random.fold_in(key, 1))
     seen = whitened(each)

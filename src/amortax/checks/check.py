@@ -6,7 +6,6 @@ The numbers are computed here, in chunks (see `importance`); what they mean for 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -16,7 +15,8 @@ from ..data import Units
 from ..guide import Guide
 from ..importance import shared_draws, shared_weights, unit_numbers
 from ..joint.joint import Joint
-from ..psis import effective_sample_size, k_error, k_limit, pareto_k
+from ..psis import k_error, k_limit
+from ..refine.globals import weight_numbers
 from .calibration import calibrate
 from .gaps import gaps
 from .model_side import model_side
@@ -111,13 +111,7 @@ def _judge_globals(joint: Joint, guide: Guide, training: Units, key: Array) -> d
     """k-hat, ESS and Monte-Carlo error of the weights of the globals, and the bound of everything together."""
     found = shared_weights(key, guide, joint, training)
     weight, total = found.log_weight, found.log_ratio
-    centred = jnp.asarray(weight - weight.max(), jnp.float32)
-    return {
-        "globals_pareto_k": float(pareto_k(centred)),
-        "globals_ess": float(effective_sample_size(centred)),
-        "globals_error_nats": found.error,
-        "globals_k_limit": k_limit(len(weight)),
-        "globals_draws": float(len(weight)),
+    return weight_numbers(found) | {
         "elbo": float(total.mean()),
         "elbo_se": float(total.std(ddof=1) / np.sqrt(len(weight))),
         "iw_elbo": float(weight.mean()),

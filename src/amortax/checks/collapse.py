@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array
 
 from .._types import Batch
-from ..chunks import chunks
+from ..chunks import chunks, evenly
 from ..data import Units
 from ..guide import Guide
 from ..importance import log_weights
 from ..joint.joint import Joint
+from ..refine.optimise import climbed
 
 MOST_REFINED = 16
 STEPS, PAIRS, RATE = 400, 8, 0.1
@@ -37,7 +38,7 @@ def refine_few(
 
     **Arguments**: `each` moments of all units of `data` at the globals `shared`, the first of its draws.
     """
-    rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), most, MOST_REFINED)).round().astype(int))
+    rows = evenly(len(data), min(most, MOST_REFINED))
     own = each.variance[rows, 0] > 0
     place = np.where(own, each.prior_mean[rows, 0], 0.0), np.where(own, np.sqrt(each.prior_variance[rows, 0]), 1.0)
     parts = []
@@ -88,32 +89,9 @@ def _refine(
             return -jnp.mean(jax.vmap(log_weight, in_axes=(None, 0))(q, jnp.concatenate([noise, -noise])))
 
         start = 0.5 * jax.random.normal(start_key, center.shape), jnp.zeros(center.shape)
-        q = _climb(loss, start, step_key)
+        q = climbed(loss, start, step_key, RATE, STEPS)
         noise = jax.random.normal(judge_key, (JUDGED, *center.shape))
         judged = jax.vmap(log_weight, in_axes=(None, 0))(q, noise)
         return *q, judged, log_weights(q_key, guide, joint, context, shared, unit, JUDGED)
 
     return jax.vmap(one)(index, contexts, batch, center, scale, own)
-
-
-def _climb(loss: Any, start: tuple[Array, Array], key: Array) -> tuple[Array, Array]:
-    """Adam; a step whose gradient is not finite is left out."""
-
-    def step(state: Any, now: tuple[Array, Array]) -> tuple[Any, None]:
-        q, first, second = state
-        count, key = now
-        gradient = jax.grad(loss)(q, key)
-        fine = jnp.all(jnp.array([jnp.all(jnp.isfinite(g)) for g in gradient]))
-        gradient = jax.tree.map(lambda g: jnp.where(fine, g, 0.0), gradient)
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
-        second = jax.tree.map(lambda m, g: 0.99 * m + 0.01 * g**2, second, gradient)
-        rate = RATE * 0.5 * (1.0 + jnp.cos(jnp.pi * count / STEPS))
-
-        def moved(x: Array, m: Array, s: Array) -> Array:
-            return x - rate * (m / (1 - 0.9 ** (count + 1))) / (jnp.sqrt(s / (1 - 0.99 ** (count + 1))) + 1e-8)
-
-        return (jax.tree.map(moved, q, first, second), first, second), None
-
-    zero = jax.tree.map(jnp.zeros_like, start)
-    steps = (jnp.arange(STEPS, dtype=jnp.float32), jax.random.split(key, STEPS))
-    return jax.lax.scan(step, (start, zero, zero), steps)[0][0]

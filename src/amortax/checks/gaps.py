@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._types import Batch
-from ..chunks import chunks
+from ..chunks import chunks, evenly
 from ..data import Units
 from ..guide import Guide
 from ..importance import shared_draws
@@ -99,7 +99,7 @@ def gap_reasons(means: dict[str, tuple[float, float]]) -> list[Reason]:
 
 def measured(joint: Joint, guide: Guide, data: Units, key: Array, most: int) -> Measured:
     """The gaps of units spread over the data."""
-    rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), most)).round().astype(int))
+    rows = evenly(len(data), most)
     shared_key, unit_key = jax.random.split(key)
     shared = jnp.zeros((1, 0)) if guide.shared is None else shared_draws(shared_key, guide, SHARED)[0]
     parts = []

@@ -12,7 +12,7 @@ from .._errors import DataError
 from ..data import Units
 from ..joint.structure import Structure
 from .report_words import number_text
-from .slices import MOST
+from .slices import quarter_edges, range_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,11 @@ def slicing(by: Any, data: Units, structure: Structure) -> tuple[Slicing, Int[np
         return Slicing("", (), (), ("all units",)), np.zeros(len(data), int)
     name, values = (by if isinstance(by, str) else "by"), slice_values(by, data, structure)
     distinct = np.unique(values)
-    if values.dtype.kind in "iuf" and len(distinct) > MOST:
-        edges = np.unique(np.quantile(values, np.arange(1, MOST) / MOST, method="lower"))
-        edges = edges[edges < distinct[-1]]
+    if (edges := quarter_edges(values, distinct)) is not None:
         group = np.searchsorted(edges, values)
-        names = tuple(_range(values[group == number]) for number in range(len(edges) + 1))
-        return Slicing(name, tuple(map(float, edges)), (), names), group
+        return Slicing(
+            name, tuple(map(float, edges)) or (float(np.finfo(float).max),), (), tuple(range_names(values, group))
+        ), group
     found = Slicing(name, (), tuple(distinct.tolist()), tuple(number_text(x) for x in distinct))
     return found, found.of(values, data)
 
@@ -92,8 +91,3 @@ def _named(by: str, data: Units, structure: Structure) -> np.ndarray:
             f"simulated units share; expected one of {sorted({*sizes, *plain})}, or one value for each unit"
         )
     return np.asarray(data.arrays[by])
-
-
-def _range(values: np.ndarray) -> str:
-    low, high = (number_text(float(value)) for value in (values.min(), values.max()))
-    return low if low == high else f"{low} to {high}"

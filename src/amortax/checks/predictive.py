@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from .._types import Batch
 from ..answer import draw_shared
-from ..chunks import Chunk, chunks
+from ..chunks import Chunk, chunks, evenly
 from ..data import Units
 from ..guide import Guide
 from ..joint.draws import draw_again
@@ -64,7 +64,7 @@ def predictive(
     responses = [s.argument for s in joint.structure.of("observed") if s.argument is not None and s.per_unit]
     if why := _not_possible(joint, responses, draws):
         return Predictive({}, [], {}, {}, why)
-    rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), MOST_UNITS)).round().astype(int))
+    rows = evenly(len(data), MOST_UNITS)
     shared = draw_shared(guide, jax.random.fold_in(key, 0), draws)
     values = _statistics(joint, guide, data.take(rows), shared, jax.random.fold_in(key, 1), statistics)
     found = [judge(name, x[0], x[1:]) for name, x in values.items()]

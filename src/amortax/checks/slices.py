@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .._errors import DataError
@@ -48,11 +46,9 @@ def grouped(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
         group, names = grouped(np.where(missing, np.nanmedian(values), values))
         return np.where(missing, len(names), group), [*names, "missing"]
     distinct, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    if values.dtype.kind in "iuf" and len(distinct) > MOST:
-        edges = np.unique(np.quantile(values, np.arange(1, MOST) / MOST, method="lower"))
+    if (edges := quarter_edges(values, distinct)) is not None:
         group = np.searchsorted(edges, values)
-        present, group = np.unique(group, return_inverse=True)
-        return group, [_range(values[group == number]) for number in range(len(present))]
+        return group, range_names(values, group)
     if len(distinct) <= MOST_LABELS:
         return where, [number_text(value) for value in distinct]
     common = np.argsort(-counts, kind="stable")[: MOST_LABELS - 1]
@@ -61,10 +57,19 @@ def grouped(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return place[where], [*(str(distinct[i]) for i in common), "other"]
 
 
+def quarter_edges(values: np.ndarray, distinct: np.ndarray) -> np.ndarray | None:
+    """Upper ends of the quarters but the last (none if most are the largest); None where few numbers differ."""
+    if values.dtype.kind not in "iuf" or len(distinct) <= MOST:
+        return None
+    edges = np.unique(np.quantile(values, np.arange(1, MOST) / MOST, method="lower"))
+    return edges[edges < distinct[-1]]
+
+
+def range_names(values: np.ndarray, group: np.ndarray) -> list[str]:
+    """The least and the largest value in each group."""
+    return [_range(values[group == number]) for number in range(group.max() + 1)]
+
+
 def _range(values: np.ndarray) -> str:
-    low, high = (_plain(value) for value in (values.min(), values.max()))
+    low, high = (number_text(float(value)) for value in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
-
-
-def _plain(value: Any) -> str:
-    return number_text(float(value))

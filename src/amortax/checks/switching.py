@@ -25,7 +25,7 @@ from jaxtyping import Array
 
 from .._types import Batch
 from ..answer import draw_shared
-from ..chunks import chunks
+from ..chunks import chunks, evenly
 from ..data import Units
 from ..guide import Guide
 from ..joint.inverse import unconstrain
@@ -54,7 +54,7 @@ def switching(joint: Joint, guide: Guide, data: Units, *, key: Array) -> tuple[l
     axes = component_axes(joint.structure)
     if guide.shared is None or joint.structure.sampled or not any(axis.shared for axis in axes):
         return [], ""
-    some = data.take(np.unique(np.linspace(0, len(data) - 1, min(len(data), UNITS)).round().astype(int)))
+    some = data.take(evenly(len(data), UNITS))
     batch = next(iter(chunks(some, joint.structure, ORDER_DRAWS))).batch
     shared = draw_shared(guide, jax.random.fold_in(key, 0), ORDER_DRAWS)
     places = _drawn(joint, guide, batch, shared, jax.random.fold_in(key, 1), jnp.asarray(JITTER))

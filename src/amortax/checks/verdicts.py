@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..importance import FLAT, FLAT_K_LIMIT, LARGEST_ERROR
 from .report import Reason
 
 LOWEST_DRAWS = 100  # below, no tail can be fitted
-FLAT, UNEVEN, FLAT_K_LIMIT = 0.01, 0.1, 2.0  # of χ²; of k-hat
-LARGEST_ERROR = 0.5  # nats, of a log weight of the globals
+UNEVEN = 0.1  # of χ²
 LOWEST_SHARE = 0.3  # of the globals' draws that reweighting must keep
 FAILING_SHARE = 0.05  # of units: more of them failing is a failure of the posterior
 

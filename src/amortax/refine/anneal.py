@@ -77,7 +77,7 @@ def annealed(
     count: int,
 ) -> Led:
     """`count` draws of every unit by tempered SMC."""
-    pooled = target.joint.shared_size == 0
+    pooled = target.pooled
     sets, half = (2, -(-count // 2)) if pooled else (count, 1)
     particles = CROWD * half if pooled else PARTICLES
     shared = jnp.broadcast_to(shared[:1], (sets, shared.shape[1])) if pooled else shared[:count]
@@ -159,7 +159,7 @@ def moved(
     moves: int,
 ) -> Moved:
     """All chains after `moves` moves of HMC; a unit's step follows the acceptance of all its chains."""
-    count, pooled = chains.local.shape[1], target.joint.shared_size == 0
+    count, pooled = chains.local.shape[1], target.pooled
     axis = None if pooled else 0
 
     def one(index: Array, own: AbstractOwn, unit: Batch, chains: Moved) -> Moved:
@@ -203,7 +203,7 @@ def placed(
     """From the chart to unconstrained numbers."""
 
     def one(own: AbstractOwn, unit: Batch, local: Array) -> Array:
-        if target.joint.shared_size == 0:
+        if target.pooled:
             chart = own.chart(own.given(shared[0], unit, target))
             return jax.vmap(chart.place)(local)
         return jax.vmap(lambda v, x: own.chart(own.given(v, unit, target)).place(x))(shared, local)
@@ -216,7 +216,7 @@ def completed(
     key: Array, target: Target, shared: Float[Array, "s g"], batch: Batch, index: Array, local: Array
 ) -> Float[Array, "units draws n"]:
     """Draws (units, s, d) with choices, drawn given the numbers, where these were summed."""
-    pooled = target.joint.shared_size == 0
+    pooled = target.pooled
 
     def one(index: Array, unit: Batch, local: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, index), local.shape[0])

@@ -131,7 +131,7 @@ class Coordinates(eqx.Module):
         if through_family(guide):
             local, log_q = guide.place_local(free, 0, context, shared, unit, self.joint)
             return local, standard_log_prob(free) - log_q
-        frame, _ = guide._frame(context, shared, unit, self.joint)
+        frame, _ = guide.frame_given(context, shared, unit, self.joint)
         padding = _padding(self.joint, guide, unit)
         return frame.place(free), frame.log_det - 0.5 * jnp.sum(padding * free**2)
 

@@ -21,17 +21,20 @@ from jaxtyping import Array
 
 from ..data import Units
 from ..guide import Guide
-from ..importance import SharedWeights, shared_draws, shared_weights
+from ..importance import (
+    FLAT,
+    FLAT_K_LIMIT,
+    LARGEST_ERROR,
+    SharedWeights,
+    shared_draws,
+    shared_weights,
+)
 from ..joint.joint import Joint
 from ..psis import effective_sample_size, k_limit, pareto_k, pareto_smoothed_log_weights
 from .whole import WholeDraws, whole_draws
 
-LARGEST_ERROR = 0.5  # nats, of a log weight of the globals
-FLAT, FLAT_K_LIMIT = 0.01, 2.0  # of χ² = S/ESS - 1, where no mean is off by 0.1 sd; of k-hat, where no mode is missed
-SURE_K, LEAST_ROUNDS = (
-    0.3,
-    4,
-)  # of k-hat, and of draws of q(v) by which it is judged, before weights are preferred to HMC
+SURE_K = 0.3  # of k-hat, up to which weights are preferred to HMC
+LEAST_ROUNDS = 4  # of draws of q(v), by which such a k-hat is judged
 GOAL_ESS, LEAST_ESS = 1000.0, 400.0  # of weighted draws, means good to 0.03 sd; where HMC gave nothing, to 0.05 sd
 ROUNDS = 8  # of draws of q(v) at most, to reach it
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -89,12 +90,24 @@ class Ladder:
                     self._finish(found, "own")
         return Repaired(self.rung, self.verdict, self.seconds, self.draws)
 
-    def _over(self, name: str, units: np.ndarray, draws: int, what: Callable[..., PyTree], *rows: PyTree) -> PyTree:
-        """`what(key, batch, index, *rows)` of some units, chunk by chunk, as far as time allows; None: of none."""
-        key, found = jax.random.fold_in(self.key, sum(map(ord, name))), []
+    def _over(
+        self,
+        name: str,
+        units: np.ndarray,
+        draws: int,
+        what: Callable[..., PyTree],
+        *rows: PyTree,
+        until: float | None = None,
+    ) -> PyTree:
+        """`what(key, batch, index, *rows)` of some units, chunk by chunk, as far as time allows; None: of none.
+
+        The key follows from the name, so that each purpose has noise of its own; `until` stands for the climb's end.
+        """
+        key, found = jax.random.fold_in(self.key, zlib.crc32(name.encode())), []
+        until = self.until if until is None else until
         pieces = chunks(self.data.take(units), self.target.joint.structure, draws, self.lengths) if len(units) else ()
         for chunk in pieces:
-            if time.monotonic() > self.until:
+            if time.monotonic() > until:
                 break
             began, places, own = time.monotonic(), np.asarray(chunk.index), units[chunk.start : chunk.stop]
             part = what(
@@ -159,7 +172,7 @@ class Ladder:
         def what(key: Array, batch: Any, index: Array, own: AbstractOwn) -> Array:
             return reweight.drawn(key, target, own, shared, batch, index, count)
 
-        self._keep("draw", group, count, what, whatever_the_time=True)
+        self._keep("draw", group, count, what, until=NEVER)  # what was found is kept
         self.rung[group.units] = "own"
 
     def _reweight(self, group: Group) -> np.ndarray:
@@ -186,13 +199,9 @@ class Ladder:
         led = self._over("smc", group.units, count * anneal.PARTICLES, lead, group.own)
         if led is None:
             return
-        group, chains = group[np.arange(len(led.arrived))], anneal.first_chains(led)
-        trusted, rest, rung, moves = (
-            agreed(led.log_evidence, led.local, led.arrived),
-            np.arange(len(led.arrived)),
-            "smc",
-            FIRST,
-        )
+        trusted = agreed(led.log_evidence, led.local, led.arrived, pooled=target.pooled)
+        rest, rung, moves = np.arange(len(trusted)), "smc", FIRST
+        group, chains = group[rest], anneal.first_chains(led)
         while len(rest) and moves <= LAST:
             after = self._moved(group[rest], jax.tree.map(lambda x, r=rest: x[r], chains), moves)
             if after is None:
@@ -210,7 +219,7 @@ class Ladder:
         def what(_: Array, batch: Any, index: Array, own: AbstractOwn, local: Array) -> Array:
             return anneal.placed(target, own, shared, batch, local)
 
-        self._keep("place", group, self.num_samples, what, local, whatever_the_time=True)
+        self._keep("place", group, self.num_samples, what, local, until=NEVER)
         self.rung[group.units], self.verdict[group.units] = rung, "PASS"
 
     def _moved(self, group: Group, chains: anneal.Moved, moves: int) -> anneal.Moved | None:
@@ -228,21 +237,16 @@ class Ladder:
         draws: int,
         what: Callable[..., Array],
         *rows: PyTree,
-        whatever_the_time: bool = False,
+        until: float | None = None,
     ) -> np.ndarray:
-        """Keeps draws (units, s, d), with choices where these were summed; says of which units time allowed them.
-
-        `whatever_the_time` serves what was found already.
-        """
-        target, shared, until = self.target, self.shared, self.until
+        """Keeps draws (units, s, d), with choices where these were summed; says of which units time allowed them."""
+        target, shared = self.target, self.shared
 
         def complete(key: Array, batch: Any, index: Array, *rows: Any) -> Array:
             draw_key, choice_key = jax.random.split(key)
             return anneal.completed(choice_key, target, shared, batch, index, what(draw_key, batch, index, *rows))
 
-        self.until = NEVER if whatever_the_time else until
-        found = self._over(name, group.units, draws, complete, group.own, *rows)
-        self.until = until
+        found = self._over(name, group.units, draws, complete, group.own, *rows, until=until)
         done = group.units[: 0 if found is None else len(found)]
         self.draws.update(zip(done.tolist(), () if found is None else found, strict=True))
         return done

@@ -27,7 +27,6 @@ NEWTON_STEPS = 40
 ADAM_STEPS = 200
 RATE = {"normal": 0.05, "context": 0.03}  # of Adam at its first step, falling to zero by a cosine
 PARTICLES = 32  # draws of a unit in one step, over all draws of the globals
-SHARED = 8  # draws of the globals among them
 
 
 def modes(
@@ -110,13 +109,13 @@ def optimised(
             keys = jax.random.split(key, (shared.shape[0], each))
             return -jnp.mean(jax.vmap(lambda k, g: jax.vmap(lambda k: bound(k, g))(k))(keys, given))
 
-        return eqx.combine(_adam(loss, free, jax.random.fold_in(key, index), rate, steps), fixed)
+        return eqx.combine(climbed(loss, free, jax.random.fold_in(key, index), rate, steps), fixed)
 
     return jax.vmap(one)(index, own, batch)
 
 
-def _adam(loss: Callable, free: Any, key: Array, rate: float, steps: int) -> Any:
-    """`free` after Adam, without the steps at which the slope was not finite."""
+def climbed(loss: Callable, free: Any, key: Array, rate: float, steps: int) -> Any:
+    """`free` after Adam on `loss(free, key)`, whose steps fall to zero; a slope that is not finite is no step."""
     import optax
 
     optimizer = optax.chain(

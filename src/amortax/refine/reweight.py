@@ -39,7 +39,7 @@ def resampled(
     candidates: int,
 ) -> Float[Array, "units draws d"]:
     """`count` draws of every unit, from `candidates` for each: one for each draw of the globals, or all of one pool."""
-    sets, each = (1, count) if target.joint.shared_size == 0 else (count, 1)
+    sets, each = (1, count) if target.pooled else (count, 1)
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> Array:
         def given_one(key: Array, shared: Array) -> Array:
@@ -91,7 +91,7 @@ def drawn(
 
     def one(index: Array, own: AbstractOwn, unit: Batch) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, index), count)
-        if target.joint.shared_size == 0:
+        if target.pooled:
             given = own.given(shared[0], unit, target)
             return jax.vmap(lambda k: own.draw(k, given, unit, target)[0])(keys)
         return jax.vmap(lambda k, v: own.draw(k, own.given(v, unit, target), unit, target)[0])(keys, shared)

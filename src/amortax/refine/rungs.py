@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._types import AnyArray
-from ..importance import UnitNumbers
+from ..importance import FLAT_K_LIMIT, UnitNumbers
 from ..psis import k_limit
 from .judge import OwnNumbers
 
@@ -57,7 +57,7 @@ def standing(numbers: UnitNumbers, own: OwnNumbers, count: int) -> Standing:
 def mended(stands: Standing, *, exact: bool) -> np.ndarray:
     """Whether q of a unit needs nothing: its gap to the evidence is small, and weights say so reliably."""
     limit = EXACT_GAP if exact else LARGEST_GAP
-    flat = (stands.gap <= EXACT_GAP) & (stands.k <= 2.0)  # a tail of weights that hardly differ says nothing
+    flat = (stands.gap <= EXACT_GAP) & (stands.k <= FLAT_K_LIMIT)  # a tail of weights that hardly differ says nothing
     return (stands.gap <= limit) & ((stands.k <= stands.limit) | flat)
 
 
@@ -74,14 +74,14 @@ def better(after: Standing, before: Standing) -> np.ndarray:
     return finite & (rose | ~np.isfinite(before.elbo))
 
 
-def agreed(log_evidence: AnyArray, local: AnyArray, there: AnyArray) -> np.ndarray:
+def agreed(log_evidence: AnyArray, local: AnyArray, there: AnyArray, *, pooled: bool) -> np.ndarray:
     """Whether SMC can be trusted: its sets arrived, and where two are of one target, they agree on evidence and means.
 
-    **Arguments**: `local` (units, s, d), the first half of draws from the first of two sets; `there` the share of sets
-    that arrived.
+    **Arguments**: `local` (units, s, d) and `there`, the share of sets that arrived; `pooled` where two sets are of
+    one target, of which the first half of the draws is from the first.
     """
     evidence, found = np.asarray(log_evidence), np.asarray(there) >= ARRIVED
-    if evidence.shape[1] != 2:
+    if not pooled:
         return found
     first, second = np.array_split(np.asarray(local), 2, axis=1)
     with np.errstate(all="ignore"):

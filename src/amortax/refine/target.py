@@ -36,6 +36,11 @@ class Target(eqx.Module):
         return not self.guide.draws_choice
 
     @property
+    def pooled(self) -> bool:
+        """Whether all draws of a unit are of one distribution, since there are no globals that they follow."""
+        return self.joint.shared_size == 0
+
+    @property
     def _sums(self) -> bool:
         return isinstance(self.guide.classifier, Categorical)
 
